@@ -1,0 +1,1 @@
+//! The node process: session, pods, images, volumes, network.

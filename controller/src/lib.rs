@@ -1,0 +1,1 @@
+//! The orchestrator process: API, Raft, leader loop, watches, leases, security.

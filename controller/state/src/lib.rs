@@ -1,0 +1,1 @@
+//! The replicated state: commands, apply, plans, scheduling; pure.

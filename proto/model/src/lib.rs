@@ -1,0 +1,1 @@
+//! What objects mean: read, default, validate; quantities, selectors, names.

@@ -1,0 +1,1 @@
+//! The services, generated from schema/*.proto for tonic.

@@ -1,0 +1,1 @@
+//! The schema: every object and message, generated from schema/*.proto.
