@@ -1,1 +1,26 @@
-//! The schema: every object and message, generated from schema/*.proto.
+//! The schema: every object, and the commands of the replicated log, generated from `schema/*.proto`.
+//!
+//! One definition serves gRPC, JSON and YAML. Field names are Kubernetes' (camelCase in the schema). What objects mean is
+//! `model`'s business; the services are `rpc`'s.
+
+mod scalar;
+
+/// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Event.
+#[allow(missing_docs, unused_qualifications, clippy::all, clippy::unwrap_used)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/bulkhead.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/bulkhead.v1.serde.rs"));
+}
+
+/// Commands of the replicated log and their replies.
+#[allow(missing_docs, unused_qualifications, clippy::all, clippy::unwrap_used)]
+pub mod state {
+    /// First schema of the log.
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/bulkhead.state.v1.rs"));
+        include!(concat!(env!("OUT_DIR"), "/bulkhead.state.v1.serde.rs"));
+    }
+}
+
+/// The compiled schema, an encoded `google.protobuf.FileDescriptorSet`, for readers that walk it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

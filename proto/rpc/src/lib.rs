@@ -1,1 +1,13 @@
-//! The services, generated from schema/*.proto for tonic.
+//! The services that clients, agents and members call, generated from `../schema/{api,agent}.proto` for tonic.
+
+/// Calls and their messages; objects are `proto`'s.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    unreachable_pub,
+    clippy::all,
+    clippy::unwrap_used
+)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/bulkhead.rpc.v1.rs"));
+}

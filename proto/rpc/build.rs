@@ -1,0 +1,14 @@
+//! Compiles the services of `schema/*.proto`; objects and commands are those of `proto`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=../schema");
+    let descriptors = protox::compile(["api.proto", "agent.proto"], ["../schema"])?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_well_known_types(true)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".bulkhead.v1", "::proto::v1")
+        .extern_path(".bulkhead.state.v1", "::proto::state::v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
