@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=../schema");
-    let descriptors = protox::compile(["api.proto", "agent.proto"], ["../schema"])?;
+    let descriptors = protox::compile(["api.proto", "agent.proto", "raft.proto"], ["../schema"])?;
     tonic_prost_build::configure()
         .btree_map(".")
         .compile_well_known_types(true)

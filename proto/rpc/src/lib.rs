@@ -1,4 +1,8 @@
-//! The services that clients, agents and members call, generated from `../schema/{api,agent}.proto` for tonic.
+//! The services that clients, agents and members call, generated from `../schema/{api,agent,raft}.proto` for tonic, and
+//! what every caller needs before its first call: a TLS channel and the text form of join tokens.
+
+pub mod tls;
+pub mod token;
 
 /// Calls and their messages; objects are `proto`'s.
 #[allow(
