@@ -1,1 +1,4 @@
 //! The orchestrator process: API, Raft, leader loop, watches, leases, security.
+
+pub mod raft;
+pub mod store;

@@ -1,0 +1,240 @@
+//! The writer's side: frames, segments, their removal. One owner, no locks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::super::types::{LogId, Vote};
+use super::format::{
+    self, Encoded, FRAME_HEADER, FrameBuilder, Place, RECORD_HEADER, Record, SEGMENT_HEADER,
+};
+use super::{ENTRY_BYTES_MAX, LogError};
+use crate::store::{Dir, File};
+
+/// Default size of a segment: two of the largest entries, small enough to be filled with zeros in passing.
+pub const SEGMENT_BYTES: u32 = 16 << 20;
+/// What the frame at the head of each segment takes, at most: vote, committed, purged.
+const CHECKPOINT_BYTES_MAX: usize = 256;
+/// Largest frame aimed at: what a disk writes in a few milliseconds; one larger record is a frame of its own.
+pub(super) const FRAME_BYTES: usize = 4 << 20;
+/// Zeros written at a time.
+const FILL_BYTES: usize = 1 << 20;
+
+const _: () = assert!(
+    ENTRY_BYTES_MAX + CHECKPOINT_BYTES_MAX + SEGMENT_HEADER + 2 * FRAME_HEADER + RECORD_HEADER + 1024
+        < SEGMENT_BYTES as usize,
+    "the largest entry fits a segment"
+);
+
+pub(super) struct Core<D: Dir> {
+    pub(super) dir: D,
+    /// Size of segments to come.
+    pub(super) segment_bytes: u32,
+    /// Size of the one that is written to; differs when the setting changed.
+    pub(super) active_bytes: u32,
+    pub(super) segments: VecDeque<Segment<D::File>>,
+    /// Where the next frame goes, in the last segment.
+    pub(super) offset: u32,
+    pub(super) next_frame: u64,
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    /// `committed` is newer than what was written: it goes with the next frame.
+    pub(super) committed_pending: bool,
+    pub(super) purged: Option<LogId>,
+    /// A write failed: the pages may be gone, and a second sync could succeed without them.
+    pub(super) failed: bool,
+}
+
+pub(super) struct Segment<F> {
+    pub(super) number: u64,
+    pub(super) file: Arc<F>,
+    /// Largest index that was ever written into it.
+    pub(super) last_index: Option<u64>,
+}
+
+/// What a commit did, for the index.
+pub(super) enum Effect<F> {
+    Placed(u64, Place),
+    Opened(u64, Arc<F>),
+    Removed(u64),
+}
+
+impl<D: Dir> Core<D> {
+    /// Writes the records in order and syncs; returns when they are durable, or fails for ever.
+    pub(super) fn commit(&mut self, records: Vec<Record>) -> Result<Vec<Effect<D::File>>, LogError> {
+        if self.failed {
+            return Err(LogError::Failed);
+        }
+        let result = self.try_commit(records);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn try_commit(&mut self, records: Vec<Record>) -> Result<Vec<Effect<D::File>>, LogError> {
+        let mut effects = Vec::new();
+        let mut frame = FrameBuilder::new();
+        let mut placed = Vec::new();
+        let mut purges = false;
+        for record in records {
+            match &record {
+                Record::Vote(vote) => self.vote = Some(*vote),
+                Record::Committed(id) => self.committed = *id,
+                Record::Purged(id) => {
+                    self.purged = Some(*id);
+                    purges = true;
+                }
+                Record::TruncatedAfter(_) | Record::Entry(_) => {}
+            }
+            let encoded = record.encode().map_err(LogError::Encode)?;
+            if !frame.is_empty() && frame.len() + encoded.len() > FRAME_BYTES.min(self.frame_max()) {
+                let full = std::mem::replace(&mut frame, FrameBuilder::new());
+                self.write_frame(full, &mut placed, &mut effects)?;
+            }
+            if FRAME_HEADER + encoded.len() > self.frame_max() {
+                return Err(LogError::TooLarge { bytes: encoded.len() });
+            }
+            let (offset, len, crc) = frame.push(&encoded);
+            if let Record::Entry(entry) = &record {
+                placed.push((entry.log_id.index, offset, len, crc));
+            }
+        }
+        if self.committed_pending {
+            frame.push(
+                &Record::Committed(self.committed)
+                    .encode()
+                    .map_err(LogError::Encode)?,
+            );
+            self.committed_pending = false;
+        }
+        if !frame.is_empty() {
+            self.write_frame(frame, &mut placed, &mut effects)?;
+        }
+        if purges {
+            self.remove_segments(&mut effects)?;
+        }
+        Ok(effects)
+    }
+
+    /// Largest frame, with header, that fits behind the checkpoint of a fresh segment.
+    fn frame_max(&self) -> usize {
+        self.segment_bytes as usize - SEGMENT_HEADER - CHECKPOINT_BYTES_MAX - 64
+    }
+
+    /// `placed`: index of each entry in the frame, with offset in the frame, length and checksum. Emptied.
+    fn write_frame(
+        &mut self,
+        frame: FrameBuilder,
+        placed: &mut Vec<(u64, u32, u32, u32)>,
+        effects: &mut Vec<Effect<D::File>>,
+    ) -> Result<(), LogError> {
+        if self.offset as usize + frame.len() > self.active_bytes as usize {
+            self.roll(effects)?;
+        }
+        let offset = self.offset;
+        let segment = self.segments.back_mut().expect("there is always one");
+        let bytes = frame.seal(segment.number, offset, self.next_frame);
+        let written = segment
+            .file
+            .write_at(&bytes, offset.into())
+            .and_then(|()| segment.file.sync());
+        written.map_err(|source| LogError::Write {
+            file: format::segment_name(segment.number),
+            source,
+        })?;
+        for (index, at, len, crc) in placed.drain(..) {
+            segment.last_index = segment.last_index.max(Some(index));
+            let place = Place {
+                segment: segment.number,
+                offset: offset + at,
+                len,
+                crc,
+            };
+            effects.push(Effect::Placed(index, place));
+        }
+        self.offset += bytes.len() as u32;
+        self.next_frame += 1;
+        Ok(())
+    }
+
+    /// Goes on in a new segment. Its first frame repeats what must outlive the removal of older ones.
+    pub(super) fn roll(&mut self, effects: &mut Vec<Effect<D::File>>) -> Result<(), LogError> {
+        let number = self.segments.back().map_or(1, |last| last.number + 1);
+        let mut checkpoint = FrameBuilder::new();
+        let records = [
+            self.vote.map(Record::Vote),
+            Some(Record::Committed(self.committed)),
+            self.purged.map(Record::Purged),
+        ];
+        let encoded: Vec<Encoded> = records
+            .iter()
+            .flatten()
+            .map(Record::encode)
+            .collect::<Result<_, _>>()
+            .map_err(LogError::Encode)?;
+        for record in &encoded {
+            checkpoint.push(record);
+        }
+        assert!(
+            checkpoint.len() <= CHECKPOINT_BYTES_MAX,
+            "vote and log ids are small"
+        );
+        let bytes = checkpoint.seal(number, SEGMENT_HEADER as u32, self.next_frame);
+        let name = format::segment_name(number);
+        let file = self
+            .create_segment(&name, number, &bytes)
+            .map_err(|source| LogError::Write { file: name, source })?;
+        let file = Arc::new(file);
+        self.segments.push_back(Segment {
+            number,
+            file: file.clone(),
+            last_index: None,
+        });
+        self.offset = (SEGMENT_HEADER + bytes.len()) as u32;
+        self.active_bytes = self.segment_bytes;
+        self.next_frame += 1;
+        effects.push(Effect::Opened(number, file));
+        Ok(())
+    }
+
+    /// A segment appears under its name only whole: zeros, header and checkpoint are synced before the rename.
+    fn create_segment(&self, name: &str, number: u64, checkpoint: &[u8]) -> io::Result<D::File> {
+        let tmp = format!("{name}.tmp");
+        let file = self.dir.create(&tmp)?;
+        let zeros = vec![0; FILL_BYTES.min(self.segment_bytes as usize)];
+        let mut at = 0;
+        while at < self.segment_bytes as usize {
+            let len = zeros.len().min(self.segment_bytes as usize - at);
+            file.write_at(&zeros[..len], at as u64)?;
+            at += len;
+        }
+        file.write_at(&format::segment_header(number), 0)?;
+        file.write_at(checkpoint, SEGMENT_HEADER as u64)?;
+        file.sync()?;
+        self.dir.rename(&tmp, name)?;
+        self.dir.sync()?;
+        Ok(file)
+    }
+
+    /// Oldest first, so that a crash leaves no gap; never the last, which is written to.
+    fn remove_segments(&mut self, effects: &mut Vec<Effect<D::File>>) -> Result<(), LogError> {
+        let purged = self.purged.map(|id| id.index);
+        let mut removed = false;
+        while self.segments.len() > 1 && self.segments[0].last_index <= purged {
+            let segment = self.segments.pop_front().expect("more than one");
+            let name = format::segment_name(segment.number);
+            self.dir
+                .remove(&name)
+                .map_err(|source| LogError::Write { file: name, source })?;
+            effects.push(Effect::Removed(segment.number));
+            removed = true;
+        }
+        if removed {
+            let synced = self.dir.sync();
+            synced.map_err(|source| LogError::Write {
+                file: self.dir.display(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
