@@ -111,7 +111,7 @@ impl<D: Dir> Writer<D> {
 impl<D: Dir> Drop for Writer<D> {
     fn drop(&mut self) {
         match self {
-            Self::Caller(hand) => hand.lock().expect("no holder panics").finish(),
+            Self::Caller(hand) => hand.get_mut().expect("no holder panics").finish(),
             Self::Thread { ops, thread } => {
                 drop(ops.take()); // the thread ends after what is queued
                 if let Some(thread) = thread.take()

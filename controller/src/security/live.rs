@@ -1,0 +1,103 @@
+//! Our own certificate, replaced while connections are open: new ones show the new one.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rpc::tls::TlsError;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
+
+use super::ca::Issued;
+
+/// A certificate with its key that can be exchanged.
+#[derive(Debug, Clone)]
+pub struct LiveCertificate(Arc<ArcSwap<CertifiedKey>>);
+
+/// Whether a listener lets callers in who show no certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Of members: everyone shows one.
+    Required,
+    /// Of the API: who has none yet may join.
+    Optional,
+}
+
+fn certified(issued: &Issued) -> Result<CertifiedKey, TlsError> {
+    let chain = rpc::tls::certificates(&issued.certificate, "certificate")?;
+    let key = rpc::tls::private_key(&issued.key)?;
+    let key = any_supported_type(&key).map_err(|source| TlsError::Unusable {
+        what: "private key",
+        source,
+    })?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().map_err(|source| TlsError::Unusable {
+        what: "certificate",
+        source,
+    })?;
+    Ok(certified)
+}
+
+impl LiveCertificate {
+    /// Begins with this one.
+    pub fn new(issued: &Issued) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(certified(issued)?))))
+    }
+
+    /// From now on this one is shown.
+    pub fn replace(&self, issued: &Issued) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(issued)?));
+        Ok(())
+    }
+
+    /// For a listener that shows this certificate and trusts callers of this CA.
+    pub fn server_config(&self, ca: &str, client_auth: ClientAuth) -> Result<ServerConfig, TlsError> {
+        let unusable = |source| TlsError::Unusable {
+            what: "CA certificate",
+            source,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots: Arc<RootCertStore> = Arc::new(rpc::tls::roots(ca)?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        let verifier = match client_auth {
+            ClientAuth::Required => verifier,
+            ClientAuth::Optional => verifier.allow_unauthenticated(),
+        };
+        let verifier = verifier
+            .build()
+            .map_err(|cause| unusable(rustls::Error::General(cause.to_string())))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(unusable)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(self.clone()));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.send_tls13_tickets = 0; // a resumed session would keep the identity of an old certificate
+        Ok(config)
+    }
+
+    /// For connections to members that show this certificate.
+    pub fn client_config(&self, ca: &str) -> Result<ClientConfig, TlsError> {
+        let mut config = rpc::tls::client_config(ca, None)?;
+        config.client_auth_cert_resolver = Arc::new(self.clone());
+        Ok(config)
+    }
+}
+
+impl ResolvesServerCert for LiveCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ResolvesClientCert for LiveCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,22 @@
+//! Who is who: the embedded CA, certificates and their rotation, TLS listeners, join tokens.
+//!
+//! There is no plain-text mode. A role stands in a certificate's organization and only the CA, which the controllers
+//! hold, puts it there; nothing that a request for a certificate asks for is taken over but its key.
+
+pub mod ca;
+pub mod identity;
+pub mod listen;
+pub mod live;
+pub mod token;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970, for validity checks.
+pub fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+#[cfg(test)]
+mod certificate_test;
