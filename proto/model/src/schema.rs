@@ -1,0 +1,42 @@
+//! The schema's descriptors, parsed once, and the nearest of a set of names.
+
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorPool, MessageDescriptor};
+
+/// Parsed on first use: it takes milliseconds and megabytes, which processes that only plan never spend.
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(proto::DESCRIPTORS).expect("the build compiled these descriptors")
+});
+
+/// The descriptor of a message, by its full name.
+pub(crate) fn message(name: &str) -> Option<MessageDescriptor> {
+    POOL.get_message_by_name(name)
+}
+
+/// The name nearest to what was written, if one is near enough to be meant.
+pub(crate) fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    // Longer than any name: nothing is near, and the distance would cost its square.
+    if text.len() > 64 {
+        return None;
+    }
+    let lower = text.to_ascii_lowercase();
+    names
+        .into_iter()
+        .map(|name| {
+            (
+                strsim::damerau_levenshtein(&lower, &name.to_ascii_lowercase()),
+                name,
+            )
+        })
+        .filter(|(distance, name)| *distance <= 1 + name.len().min(text.len()) / 4)
+        .min()
+        .map(|(_, name)| name.to_owned())
+}
+
+/// `; did you mean ...?`, or nothing.
+pub(crate) fn hint(suggestion: Option<&str>) -> String {
+    suggestion
+        .map(|name| format!("; did you mean `{name}`?"))
+        .unwrap_or_default()
+}
