@@ -1,1 +1,3 @@
 //! The node process: session, pods, images, volumes, network.
+
+pub mod network;
