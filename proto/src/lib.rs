@@ -5,6 +5,9 @@
 
 mod scalar;
 
+/// A point in time, as objects and commands carry it.
+pub use pbjson_types::Timestamp;
+
 /// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Event.
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::unwrap_used)]
 pub mod v1 {

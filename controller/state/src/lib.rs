@@ -1,1 +1,40 @@
-//! The replicated state: commands, apply, plans, scheduling; pure.
+//! The replicated state: what the cluster is to be and what was reported of it.
+//!
+//! Pure: no I/O, no clock, no randomness; whoever replays the same commands gets the same state, and one seed replays a
+//! whole cluster. It does not replicate, store or send anything; `controller` does.
+//!
+//! Start at [`State::apply`]: one command of the log, carried out whole or refused. [`plan::commands`] says what the
+//! leader is to propose next so that reality comes nearer to what is desired, [`schedule::commands`] where pods go.
+//!
+//! What always holds after every command, whatever its bytes, is written down as code: [`invariant::check`].
+
+mod apply;
+mod cidr;
+mod conditions;
+mod identity;
+mod key;
+mod kind;
+mod qos;
+mod quantity;
+mod record;
+mod replies;
+mod snapshot;
+mod store;
+
+pub use apply::Outcome;
+pub use kind::Kind;
+pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
+pub use store::State;
+
+/// The newest schema level that this version can apply and read. Every command and snapshot says which it needs.
+pub const SCHEMA_LEVEL: u32 = 1;
+/// Largest object: etcd's, and so Kubernetes', order of magnitude; a watch sends each change whole.
+pub const OBJECT_BYTES_MAX: usize = 1 << 20;
+/// Largest number of operations, and of preconditions, of one transaction: applying it stays well below an election time.
+pub const OPERATIONS_MAX: usize = 10_000;
+/// Largest status that is stored: a line for each container, not its output.
+pub const STATUS_BYTES_MAX: usize = 64 << 10;
+/// Longest request id: a UUID, with room for a client's own prefix.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Conditions of a node that the leader decides from leases; an agent's report leaves them alone.
+pub const NODE_OWN_CONDITIONS: [&str; 2] = ["Ready", "ReplacementPaused"];

@@ -1,0 +1,269 @@
+//! Creating and replacing objects.
+
+use std::sync::Arc;
+
+use prost::Message;
+use proto::v1::object::Object as Any;
+use proto::v1::{
+    DeploymentStatus, NamespaceStatus, NodeSpec, Object, ObjectMeta, Pod, PodStatus, PodTemplateSpec,
+    ReplicaSetStatus,
+};
+
+use super::{Reason, Refusal, Trial, refuse};
+use crate::OBJECT_BYTES_MAX;
+use crate::key::ObjectKey;
+use crate::kind::{Kind, object};
+use crate::qos;
+use crate::record::{PodRecord, Record, Status};
+
+/// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
+const NAME_BYTES_MAX: usize = 253;
+/// Longest uid: a UUID, with room for other makers of uids.
+const UID_BYTES_MAX: usize = 128;
+
+impl Trial {
+    pub(super) fn put(&mut self, object: &Object) -> Result<(), Refusal> {
+        let Some(key) = ObjectKey::of(object) else {
+            return refuse(Reason::Invalid, "the object is empty");
+        };
+        check(&key, object)?;
+        match self.state.records.get(&key).cloned() {
+            None => self.create(&key, object)?,
+            Some(Record::Pod(pod)) => self.replace_pod(&key, &pod, object)?,
+            Some(Record::Whole(old)) => self.replace(&key, &old, object)?,
+        }
+        self.show(&key);
+        Ok(())
+    }
+
+    fn create(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
+        let uid = &object::meta(object).uid;
+        if uid.is_empty() || uid.len() > UID_BYTES_MAX {
+            return refuse(Reason::Invalid, format!("{key} needs a uid"));
+        }
+        if self.state.by_uid.contains_key(uid.as_str()) {
+            return refuse(Reason::Conflict, format!("the uid of {key} is taken"));
+        }
+        if key.kind == Kind::Node {
+            return refuse(
+                Reason::Forbidden,
+                format!("{key} does not exist; nodes come by joining"),
+            );
+        }
+        if key.kind.namespaced() {
+            self.require_namespace(key)?;
+        }
+        if let Some(Any::Pod(pod)) = &object.object {
+            self.create_pod(key, pod);
+            return Ok(());
+        }
+        let mut object = object.clone();
+        object::set_type_meta(&mut object);
+        let meta = object::meta_mut(&mut object);
+        stamp(meta, key);
+        meta.generation = i32::from(key.kind != Kind::ConfigMap);
+        meta.creation_timestamp = Some(self.time.clone());
+        meta.deletion_timestamp = None;
+        meta.deletion_grace_period_seconds = None;
+        match &mut object.object {
+            Some(Any::Namespace(namespace)) => {
+                namespace.status = Some(NamespaceStatus {
+                    phase: "Active".to_owned(),
+                    conditions: Vec::new(),
+                });
+            }
+            Some(Any::Deployment(deployment)) => deployment.status = Some(DeploymentStatus::default()),
+            Some(Any::ReplicaSet(set)) => set.status = Some(ReplicaSetStatus::default()),
+            _ => {}
+        }
+        self.store(key.clone(), object);
+        Ok(())
+    }
+
+    fn create_pod(&mut self, key: &ObjectKey, pod: &Pod) {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let status = PodStatus {
+            phase: "Pending".to_owned(),
+            qos_class: qos::class(&spec).to_owned(),
+            ..Default::default()
+        };
+        let meta = pod.metadata.clone().unwrap_or_default();
+        let uid: Arc<str> = meta.uid.as_str().into();
+        let record = PodRecord {
+            template: self.state.intern(template(meta, Some(spec))),
+            uid,
+            resource_version: 0,
+            generation: 1,
+            created: Some(self.time.clone()),
+            deleted: None,
+            grace: None,
+            node: "".into(),
+            status: Status::new(&status),
+        };
+        self.store_pod(key.clone(), record);
+    }
+
+    fn require_namespace(&self, key: &ObjectKey) -> Result<(), Refusal> {
+        let Some(namespace) = self.state.namespace(&key.namespace) else {
+            return refuse(
+                Reason::NotFound,
+                format!("namespace {} does not exist", key.namespace),
+            );
+        };
+        let deleting = namespace
+            .metadata
+            .as_ref()
+            .is_some_and(|meta| meta.deletion_timestamp.is_some());
+        if deleting {
+            let message = format!(
+                "namespace {} is being deleted; nothing new can be created in it",
+                key.namespace
+            );
+            return refuse(Reason::Forbidden, message);
+        }
+        Ok(())
+    }
+
+    fn replace_pod(&mut self, key: &ObjectKey, old: &PodRecord, object: &Object) -> Result<(), Refusal> {
+        same_uid(key, &old.uid, object)?;
+        let Some(Any::Pod(pod)) = &object.object else {
+            return refuse(Reason::Invalid, "the object is no pod");
+        };
+        let mut spec = pod.spec.clone().unwrap_or_default();
+        if old.bound() {
+            if !spec.node_name.is_empty() && spec.node_name != *old.node {
+                return refuse(
+                    Reason::Invalid,
+                    format!("{key} is bound to {} and cannot move", old.node),
+                );
+            }
+            // What was asked for at first, as the template keeps it.
+            let asked = old.template.spec().map(|spec| spec.node_name.as_str());
+            asked.unwrap_or_default().clone_into(&mut spec.node_name);
+        }
+        let new = template(pod.metadata.clone().unwrap_or_default(), Some(spec));
+        if new == old.template.content {
+            return Ok(());
+        }
+        let mut record = old.clone();
+        if new.spec != old.template.content.spec {
+            record.generation = record.generation.saturating_add(1);
+        }
+        record.template = self.state.intern(new);
+        self.store_pod(key.clone(), record);
+        Ok(())
+    }
+
+    fn replace(&mut self, key: &ObjectKey, old: &Object, object: &Object) -> Result<(), Refusal> {
+        let before = object::meta(old);
+        same_uid(key, &before.uid, object)?;
+        let mut new = object.clone();
+        object::set_type_meta(&mut new);
+        let meta = object::meta_mut(&mut new);
+        stamp(meta, key);
+        meta.uid.clone_from(&before.uid);
+        meta.resource_version.clone_from(&before.resource_version);
+        meta.generation = before.generation;
+        meta.creation_timestamp.clone_from(&before.creation_timestamp);
+        meta.deletion_timestamp.clone_from(&before.deletion_timestamp);
+        meta.deletion_grace_period_seconds = before.deletion_grace_period_seconds;
+        let spec_changed = carry_over(key, &mut new, old)?;
+        if new == *old {
+            return Ok(());
+        }
+        if spec_changed {
+            let meta = object::meta_mut(&mut new);
+            meta.generation = meta.generation.saturating_add(1);
+        }
+        self.store(key.clone(), new);
+        Ok(())
+    }
+}
+
+/// What holds for every put object, whoever sends it.
+fn check(key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
+    if key.kind == Kind::Event {
+        return refuse(Reason::Invalid, "events are kept outside the log");
+    }
+    let named = |name: &str| !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains('/');
+    if !named(&key.name) || (key.kind.namespaced() && !named(&key.namespace)) {
+        return refuse(
+            Reason::Invalid,
+            format!("{} needs a name and a namespace", key.kind.as_str()),
+        );
+    }
+    let size = object.encoded_len();
+    if size > OBJECT_BYTES_MAX {
+        return refuse(
+            Reason::Invalid,
+            format!("{key} has {size} bytes; the limit is {OBJECT_BYTES_MAX}"),
+        );
+    }
+    Ok(())
+}
+
+fn same_uid(key: &ObjectKey, there: &str, object: &Object) -> Result<(), Refusal> {
+    let uid = &object::meta(object).uid;
+    if !uid.is_empty() && uid != there {
+        return refuse(
+            Reason::Conflict,
+            format!("{key} is another one: its uid is {there}"),
+        );
+    }
+    Ok(())
+}
+
+/// What every stored object's metadata has in common.
+fn stamp(meta: &mut ObjectMeta, key: &ObjectKey) {
+    meta.generate_name.clear();
+    key.namespace.as_ref().clone_into(&mut meta.namespace);
+}
+
+/// What pods of one origin share.
+pub(crate) fn template(meta: ObjectMeta, spec: Option<proto::v1::PodSpec>) -> PodTemplateSpec {
+    let shared = ObjectMeta {
+        labels: meta.labels,
+        annotations: meta.annotations,
+        owner_references: meta.owner_references,
+        ..Default::default()
+    };
+    PodTemplateSpec {
+        metadata: Some(shared),
+        spec,
+    }
+}
+
+/// Takes over what a put does not change; whether the spec differs.
+fn carry_over(key: &ObjectKey, new: &mut Object, old: &Object) -> Result<bool, Refusal> {
+    Ok(match (&mut new.object, &old.object) {
+        (Some(Any::Namespace(new)), Some(Any::Namespace(old))) => {
+            new.status.clone_from(&old.status);
+            new.spec != old.spec
+        }
+        (Some(Any::Node(new)), Some(Any::Node(old))) => {
+            new.status.clone_from(&old.status);
+            let before: &NodeSpec = match &old.spec {
+                Some(spec) => spec,
+                None => &NodeSpec::default(),
+            };
+            let spec = new.spec.get_or_insert_default();
+            if !spec.pod_cidr.is_empty() && spec.pod_cidr != before.pod_cidr {
+                return refuse(
+                    Reason::Invalid,
+                    format!("the podCIDR of {key} is {} and cannot change", before.pod_cidr),
+                );
+            }
+            spec.pod_cidr.clone_from(&before.pod_cidr);
+            spec != before
+        }
+        (Some(Any::Deployment(new)), Some(Any::Deployment(old))) => {
+            new.status.clone_from(&old.status);
+            new.spec != old.spec
+        }
+        (Some(Any::ReplicaSet(new)), Some(Any::ReplicaSet(old))) => {
+            new.status.clone_from(&old.status);
+            new.spec != old.spec
+        }
+        _ => false,
+    })
+}

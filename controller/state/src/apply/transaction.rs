@@ -1,0 +1,149 @@
+//! Transactions: preconditions first, then operations in order.
+
+use proto::state::v1::operation::Operation as Op;
+use proto::state::v1::precondition::Expect;
+use proto::state::v1::{Bind, Key, Precondition, Scale, Transaction};
+use proto::v1::object::Object as Any;
+use proto::v1::{Condition, Object};
+
+use super::{Reason, Refusal, Trial, refuse};
+use crate::key::ObjectKey;
+use crate::kind::{Kind, object};
+use crate::record::{Record, Status};
+use crate::{OPERATIONS_MAX, conditions};
+
+impl Trial {
+    pub(super) fn transaction(&mut self, transaction: &Transaction) -> Result<(), Refusal> {
+        if transaction.operations.len() > OPERATIONS_MAX || transaction.preconditions.len() > OPERATIONS_MAX {
+            return refuse(
+                Reason::Invalid,
+                format!("more than {OPERATIONS_MAX} operations or preconditions"),
+            );
+        }
+        for (index, precondition) in transaction.preconditions.iter().enumerate() {
+            self.expect(precondition).map_err(|refusal| refusal.at(index))?;
+        }
+        for (index, operation) in transaction.operations.iter().enumerate() {
+            self.operation(operation.operation.as_ref())
+                .map_err(|refusal| refusal.at(index))?;
+        }
+        Ok(())
+    }
+
+    fn expect(&self, precondition: &Precondition) -> Result<(), Refusal> {
+        let key = key(precondition.key.as_ref())?;
+        let record = self.state.records.get(&key);
+        match (&precondition.expect, record) {
+            (Some(Expect::Absent(true)), None) => Ok(()),
+            (Some(Expect::Absent(true)), Some(_)) => {
+                refuse(Reason::AlreadyExists, format!("{key} exists already"))
+            }
+            (_, None) => refuse(Reason::NotFound, format!("{key} does not exist")),
+            (Some(Expect::Uid(uid)), Some(record)) if record.uid() != uid => refuse(
+                Reason::Conflict,
+                format!("{key} is another one: its uid is {}", record.uid()),
+            ),
+            (Some(Expect::ResourceVersion(version)), Some(record))
+                if record.resource_version().to_string() != *version =>
+            {
+                let now = record.resource_version();
+                refuse(
+                    Reason::Conflict,
+                    format!("{key} has changed: its resourceVersion is {now}, not {version}"),
+                )
+            }
+            (_, Some(_)) => Ok(()),
+        }
+    }
+
+    fn operation(&mut self, operation: Option<&Op>) -> Result<(), Refusal> {
+        match operation {
+            Some(Op::Put(put)) => match &put.object {
+                Some(object) => self.put(object),
+                None => refuse(Reason::Invalid, "the put has no object"),
+            },
+            Some(Op::Delete(delete)) => self.delete(delete),
+            Some(Op::Bind(bind)) => self.bind(bind),
+            Some(Op::SetStatus(set)) => self.set_status(set),
+            Some(Op::Scale(scale)) => self.scale(scale),
+            Some(Op::Remove(remove)) => {
+                let key = key(remove.key.as_ref())?;
+                self.remove(&key, &remove.uid)
+            }
+            None => refuse(Reason::Invalid, "the operation says nothing"),
+        }
+    }
+
+    fn bind(&mut self, bind: &Bind) -> Result<(), Refusal> {
+        let key = key(bind.pod.as_ref())?;
+        let Record::Pod(pod) = self.find(&key, &bind.uid)? else {
+            return refuse(Reason::Invalid, format!("{key} is no pod"));
+        };
+        if pod.bound() {
+            return refuse(
+                Reason::Conflict,
+                format!("{key} is bound to {} already", pod.node),
+            );
+        }
+        if pod.deleted.is_some() || pod.status.finished {
+            return refuse(Reason::Conflict, format!("{key} is ending"));
+        }
+        if self.state.node(&bind.node).is_none() {
+            return refuse(Reason::NotFound, format!("Node {} does not exist", bind.node));
+        }
+        let mut status = pod.status.decoded();
+        let scheduled = Condition {
+            r#type: "PodScheduled".to_owned(),
+            status: "True".to_owned(),
+            ..Default::default()
+        };
+        status.conditions = conditions::with(&status.conditions, &[scheduled], &self.time);
+        let mut bound = pod.as_ref().clone();
+        bound.node = bind.node.as_str().into();
+        bound.status = Status::new(&status);
+        self.store_pod(key, bound);
+        Ok(())
+    }
+
+    fn scale(&mut self, scale: &Scale) -> Result<(), Refusal> {
+        let key = key(scale.key.as_ref())?;
+        if scale.replicas < 0 {
+            return refuse(
+                Reason::Invalid,
+                format!("{key} cannot have {} replicas", scale.replicas),
+            );
+        }
+        let mut object = self.find(&key, &scale.uid)?.object(&key);
+        let replicas = match &mut object.object {
+            Some(Any::Deployment(deployment)) => &mut deployment.spec.get_or_insert_default().replicas,
+            Some(Any::ReplicaSet(set)) => &mut set.spec.get_or_insert_default().replicas,
+            _ => return refuse(Reason::Invalid, format!("{key} has no replicas")),
+        };
+        if *replicas != Some(scale.replicas) {
+            *replicas = Some(scale.replicas);
+            let meta = object::meta_mut(&mut object);
+            meta.generation = meta.generation.saturating_add(1);
+            self.store(key.clone(), object);
+        }
+        self.show(&key);
+        Ok(())
+    }
+
+    /// Adds the object as it is now to the reply.
+    pub(super) fn show(&mut self, key: &ObjectKey) {
+        let object: Option<Object> = self.state.records.get(key).map(|record| record.object(key));
+        self.objects.extend(object);
+    }
+}
+
+/// The key that an operation names.
+pub(super) fn key(key: Option<&Key>) -> Result<ObjectKey, Refusal> {
+    let Some(key) = key else {
+        return refuse(Reason::Invalid, "a key is missing");
+    };
+    match ObjectKey::from_proto(key) {
+        Some(key) if key.kind == Kind::Event => refuse(Reason::Invalid, "events are kept outside the log"),
+        Some(key) => Ok(key),
+        None => refuse(Reason::Invalid, format!("unknown kind `{}`", key.kind)),
+    }
+}

@@ -1,0 +1,218 @@
+//! How objects are kept: a pod as its template's reference and what is its own, everything else whole.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::kind::{Kind, object};
+use prost::Message;
+use proto::Timestamp;
+use proto::v1::object::Object as Any;
+use proto::v1::{Object, ObjectMeta, OwnerReference, Pod, PodSpec, PodStatus, PodTemplateSpec};
+
+use crate::key::ObjectKey;
+use crate::quantity::Requests;
+
+/// What pods of one origin share: labels, annotations, owners and spec.
+#[derive(Debug)]
+pub(crate) struct Template {
+    /// Of the content; only finds the template, never decides anything.
+    pub(crate) hash: u64,
+    /// Only labels, annotations and owner references of the metadata are used.
+    pub(crate) content: PodTemplateSpec,
+    /// What the scheduler counts.
+    pub(crate) requests: Requests,
+}
+
+impl Template {
+    pub(crate) fn new(content: PodTemplateSpec) -> Template {
+        let mut hasher = DefaultHasher::new();
+        content.encode_to_vec().hash(&mut hasher);
+        let requests = Requests::of(content.spec.as_ref().unwrap_or(&PodSpec::default()));
+        Template {
+            hash: hasher.finish(),
+            content,
+            requests,
+        }
+    }
+
+    pub(crate) fn labels(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.content.metadata.as_ref().map_or(&NONE, |meta| &meta.labels)
+    }
+
+    pub(crate) fn owners(&self) -> &[OwnerReference] {
+        self.content
+            .metadata
+            .as_ref()
+            .map_or(&[], |meta| &meta.owner_references)
+    }
+
+    pub(crate) fn spec(&self) -> Option<&PodSpec> {
+        self.content.spec.as_ref()
+    }
+}
+
+/// A pod without what its template says. Its key holds namespace and name.
+#[derive(Clone, Debug)]
+pub(crate) struct PodRecord {
+    pub(crate) template: Arc<Template>,
+    pub(crate) uid: Arc<str>,
+    pub(crate) resource_version: u64,
+    pub(crate) generation: i32,
+    pub(crate) created: Option<Timestamp>,
+    pub(crate) deleted: Option<Timestamp>,
+    pub(crate) grace: Option<i32>,
+    /// The node it is bound to; empty before.
+    pub(crate) node: Arc<str>,
+    pub(crate) status: Status,
+}
+
+/// A pod's status, encoded: a tenth of the size of the decoded form; with what plans look at beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Status {
+    bytes: Arc<[u8]>,
+    pub(crate) finished: bool,
+    /// The Ready condition is True.
+    pub(crate) ready: bool,
+    /// Since when, in milliseconds.
+    pub(crate) ready_since: i64,
+}
+
+impl Status {
+    pub(crate) fn new(status: &PodStatus) -> Status {
+        let ready = status
+            .conditions
+            .iter()
+            .find(|c| c.r#type == "Ready" && c.status == "True");
+        Status {
+            bytes: status.encode_to_vec().into(),
+            finished: is_finished(&status.phase),
+            ready: ready.is_some(),
+            ready_since: ready.map_or(0, |c| millis(c.last_transition_time.as_ref())),
+        }
+    }
+
+    pub(crate) fn decoded(&self) -> PodStatus {
+        PodStatus::decode(self.bytes.as_ref()).expect("encoded by `new`")
+    }
+}
+
+/// Whether a pod in this phase has nothing left to run.
+pub(crate) fn is_finished(phase: &str) -> bool {
+    phase == "Succeeded" || phase == "Failed"
+}
+
+/// Milliseconds since 1970; 0 for none.
+pub(crate) fn millis(time: Option<&Timestamp>) -> i64 {
+    time.map_or(0, |time| {
+        time.seconds
+            .saturating_mul(1000)
+            .saturating_add(i64::from(time.nanos) / 1_000_000)
+    })
+}
+
+/// The time of so many milliseconds since 1970.
+pub(crate) fn timestamp(millis: i64) -> Timestamp {
+    let nanos = i32::try_from(millis.rem_euclid(1000) * 1_000_000).expect("below a thousand million");
+    Timestamp {
+        seconds: millis.div_euclid(1000),
+        nanos,
+    }
+}
+
+impl PodRecord {
+    pub(crate) fn bound(&self) -> bool {
+        !self.node.is_empty()
+    }
+
+    /// Counts for its owner: not finished and not on its way out.
+    pub(crate) fn active(&self) -> bool {
+        !self.status.finished && self.deleted.is_none()
+    }
+
+    /// Ready, and has been for that long.
+    pub(crate) fn available(&self, min_ready_seconds: i32, now: i64) -> bool {
+        let wait = i64::from(min_ready_seconds.max(0)) * 1000;
+        self.status.ready && (wait == 0 || self.status.ready_since.saturating_add(wait) <= now)
+    }
+
+    pub(crate) fn meta(&self, key: &ObjectKey) -> ObjectMeta {
+        let mut meta = self.template.content.metadata.clone().unwrap_or_default();
+        meta.name = key.name.as_ref().to_owned();
+        meta.namespace = key.namespace.as_ref().to_owned();
+        meta.uid = self.uid.as_ref().to_owned();
+        meta.resource_version = self.resource_version.to_string();
+        meta.generation = self.generation;
+        meta.creation_timestamp = self.created.clone();
+        meta.deletion_timestamp = self.deleted.clone();
+        meta.deletion_grace_period_seconds = self.grace;
+        meta
+    }
+
+    pub(crate) fn assemble(&self, key: &ObjectKey) -> Pod {
+        let mut spec = self.template.content.spec.clone();
+        if self.bound() {
+            spec.get_or_insert_default().node_name = self.node.as_ref().to_owned();
+        }
+        Pod {
+            api_version: Kind::Pod.api_version().to_owned(),
+            kind: Kind::Pod.as_str().to_owned(),
+            metadata: Some(self.meta(key)),
+            spec,
+            status: Some(self.status.decoded()),
+        }
+    }
+}
+
+/// What is stored under a key.
+#[derive(Clone, Debug)]
+pub(crate) enum Record {
+    Pod(Arc<PodRecord>),
+    /// Any other kind; never an empty `Object`, always with metadata, apiVersion and kind.
+    Whole(Arc<Object>),
+}
+
+impl Record {
+    pub(crate) fn object(&self, key: &ObjectKey) -> Object {
+        match self {
+            Record::Pod(pod) => Object {
+                object: Some(Any::Pod(pod.assemble(key))),
+            },
+            Record::Whole(object) => object.as_ref().clone(),
+        }
+    }
+
+    pub(crate) fn uid(&self) -> &str {
+        match self {
+            Record::Pod(pod) => &pod.uid,
+            Record::Whole(object) => &object::meta(object).uid,
+        }
+    }
+
+    pub(crate) fn owners(&self) -> &[OwnerReference] {
+        match self {
+            Record::Pod(pod) => pod.template.owners(),
+            Record::Whole(object) => &object::meta(object).owner_references,
+        }
+    }
+
+    pub(crate) fn resource_version(&self) -> u64 {
+        match self {
+            Record::Pod(pod) => pod.resource_version,
+            Record::Whole(object) => object::meta(object).resource_version.parse().unwrap_or(0),
+        }
+    }
+
+    pub(crate) fn deleting(&self) -> bool {
+        match self {
+            Record::Pod(pod) => pod.deleted.is_some(),
+            Record::Whole(object) => object::meta(object).deletion_timestamp.is_some(),
+        }
+    }
+}
+
+/// The owner that manages an object.
+pub(crate) fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
+    owners.iter().find(|owner| owner.controller == Some(true))
+}

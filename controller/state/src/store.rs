@@ -1,0 +1,322 @@
+//! The maps and their indices, and what readers ask of them.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::kind::{Kind, object};
+use imbl::{OrdMap, OrdSet};
+use proto::state::v1::{ClusterSettings, Key, Token};
+use proto::v1::object::Object as Any;
+use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};
+
+use crate::key::ObjectKey;
+use crate::record::{PodRecord, Record, Template, controller};
+use crate::replies::Replies;
+
+/// The whole replicated state. A clone is a snapshot: it shares everything with the original until one of them changes.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) revision: u64,
+    pub(crate) settings: Option<Arc<ClusterSettings>>,
+    pub(crate) records: OrdMap<ObjectKey, Record>,
+    /// Templates by hash, with the number of pods that use each.
+    pub(crate) templates: OrdMap<u64, Vec<(Arc<Template>, usize)>>,
+    pub(crate) by_uid: OrdMap<Arc<str>, ObjectKey>,
+    /// Dependents by their owners' uids.
+    pub(crate) by_owner: OrdMap<Arc<str>, OrdSet<ObjectKey>>,
+    /// Uids in `by_owner` that are not in `by_uid`.
+    pub(crate) ownerless: OrdSet<Arc<str>>,
+    /// Pods by node; those that are not bound under the empty name.
+    pub(crate) by_node: OrdMap<Arc<str>, OrdSet<ObjectKey>>,
+    /// Objects whose deletion was asked for.
+    pub(crate) deleting: OrdSet<ObjectKey>,
+    /// Pods and ReplicaSets that no owner manages.
+    pub(crate) unmanaged: OrdSet<ObjectKey>,
+    pub(crate) tokens: OrdMap<String, Arc<Token>>,
+    pub(crate) replies: Replies,
+}
+
+impl State {
+    /// A cluster without settings: it takes nothing but `ClusterSettings` that would need them.
+    pub fn new() -> State {
+        State::default()
+    }
+
+    /// The counter at the last change of an object.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What was fixed when the cluster was made; `None` before that.
+    pub fn settings(&self) -> Option<&ClusterSettings> {
+        self.settings.as_deref()
+    }
+
+    /// The object under this key; `None` also for a kind that is none of ours.
+    pub fn get(&self, key: &Key) -> Option<Object> {
+        let key = ObjectKey::from_proto(key)?;
+        Some(self.records.get(&key)?.object(&key))
+    }
+
+    /// The object with this uid.
+    pub fn by_uid(&self, uid: &str) -> Option<Object> {
+        let key = self.by_uid.get(uid)?;
+        Some(self.records.get(key)?.object(key))
+    }
+
+    /// The key of the object with this uid.
+    pub fn key_by_uid(&self, uid: &str) -> Option<Key> {
+        self.by_uid.get(uid).map(ObjectKey::to_proto)
+    }
+
+    /// Objects of one kind, of one namespace or of all, by namespace and name; only those behind `after`, to go on with a
+    /// list that was cut there.
+    pub fn list<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: Option<&'a str>,
+        after: Option<&Key>,
+    ) -> impl Iterator<Item = Object> + 'a {
+        self.entries(kind, namespace, after)
+            .map(|(key, record)| record.object(key))
+    }
+
+    /// How many objects of this kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.entries(kind, None, None).count()
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.entries(Kind::Node, None, None)
+            .filter_map(|(_, record)| record.node())
+    }
+
+    /// Pods that are bound to a node, as they are to be there.
+    pub fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = Pod> + 'a {
+        self.pod_records_on(node).map(|(key, pod)| pod.assemble(key))
+    }
+
+    /// Uids and resourceVersions of the pods that are bound to a node: enough to find a difference.
+    pub fn pod_versions_on<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a str, u64)> + 'a {
+        self.pod_records_on(node)
+            .map(|(_, pod)| (pod.uid.as_ref(), pod.resource_version))
+    }
+
+    /// Objects that name this uid among their owners.
+    pub fn owned_by<'a>(&'a self, uid: &str) -> impl Iterator<Item = Object> + 'a {
+        self.owned(uid).map(|(key, record)| record.object(key))
+    }
+
+    /// Join tokens, with the hashes of their secrets.
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.values().map(AsRef::as_ref)
+    }
+
+    /// One join token.
+    pub fn token(&self, id: &str) -> Option<&Token> {
+        self.tokens.get(id).map(AsRef::as_ref)
+    }
+
+    pub(crate) fn entries<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: Option<&'a str>,
+        after: Option<&Key>,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Record)> + 'a {
+        let first = Bound::Included(ObjectKey::new(kind, namespace.unwrap_or(""), ""));
+        let start = match after {
+            Some(after) => first_after(first, ObjectKey::new(kind, &after.namespace, &after.name)),
+            None => first,
+        };
+        self.records
+            .range((start, Bound::Unbounded))
+            .take_while(move |(key, _)| {
+                let wanted = !kind.namespaced()
+                    || namespace.is_none_or(|namespace| key.namespace.as_ref() == namespace);
+                key.kind == kind && wanted
+            })
+    }
+
+    pub(crate) fn owned<'a>(&'a self, uid: &str) -> impl Iterator<Item = (&'a ObjectKey, &'a Record)> + 'a {
+        let keys = self.by_owner.get(uid).into_iter().flatten();
+        keys.filter_map(|key| Some((key, self.records.get(key)?)))
+    }
+
+    pub(crate) fn pod_records_on<'a>(
+        &'a self,
+        node: &str,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<PodRecord>)> + 'a {
+        let keys = self.by_node.get(node).into_iter().flatten();
+        keys.filter_map(|key| Some((key, self.records.get(key)?.pod()?)))
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        self.records.get(&ObjectKey::new(Kind::Node, "", name))?.node()
+    }
+
+    pub(crate) fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.records
+            .get(&ObjectKey::new(Kind::Namespace, "", name))?
+            .namespace()
+    }
+
+    /// The shared template of this content: the one that is there, or a new one.
+    pub(crate) fn intern(&self, content: PodTemplateSpec) -> Arc<Template> {
+        let template = Template::new(content);
+        let same = self.templates.get(&template.hash).into_iter().flatten();
+        let same = same
+            .map(|(there, _)| there)
+            .find(|there| there.content == template.content);
+        same.cloned().unwrap_or_else(|| Arc::new(template))
+    }
+
+    /// Stores a record and keeps every index true.
+    pub(crate) fn insert(&mut self, key: ObjectKey, record: Record) {
+        self.unindex(&key);
+        self.index(&key, &record);
+        self.records.insert(key, record);
+    }
+
+    /// Takes a record away and keeps every index true.
+    pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<Record> {
+        self.unindex(key);
+        self.records.remove(key)
+    }
+
+    fn index(&mut self, key: &ObjectKey, record: &Record) {
+        let uid: Arc<str> = record.uid().into();
+        self.ownerless.remove(&uid);
+        self.by_uid.insert(uid, key.clone());
+        for owner in record.owners() {
+            let owner: Arc<str> = owner.uid.as_str().into();
+            if !self.by_uid.contains_key(&owner) {
+                self.ownerless.insert(owner.clone());
+            }
+            self.by_owner.entry(owner).or_default().insert(key.clone());
+        }
+        if record.deleting() {
+            self.deleting.insert(key.clone());
+        }
+        if matches!(key.kind, Kind::Pod | Kind::ReplicaSet) && controller(record.owners()).is_none() {
+            self.unmanaged.insert(key.clone());
+        }
+        if let Record::Pod(pod) = record {
+            self.by_node
+                .entry(pod.node.clone())
+                .or_default()
+                .insert(key.clone());
+            let same = self.templates.entry(pod.template.hash).or_default();
+            match same
+                .iter_mut()
+                .find(|(there, _)| Arc::ptr_eq(there, &pod.template))
+            {
+                Some((_, users)) => *users += 1,
+                None => same.push((pod.template.clone(), 1)),
+            }
+        }
+    }
+
+    fn unindex(&mut self, key: &ObjectKey) {
+        let Some(record) = self.records.get(key).cloned() else {
+            return;
+        };
+        let uid: Arc<str> = record.uid().into();
+        self.by_uid.remove(&uid);
+        if self.by_owner.contains_key(&uid) {
+            self.ownerless.insert(uid);
+        }
+        for owner in record.owners() {
+            if drop_from(&mut self.by_owner, &owner.uid, key) {
+                self.ownerless.remove(owner.uid.as_str());
+            }
+        }
+        self.deleting.remove(key);
+        self.unmanaged.remove(key);
+        if let Record::Pod(pod) = &record {
+            drop_from(&mut self.by_node, &pod.node, key);
+            if let Some(same) = self.templates.get_mut(&pod.template.hash) {
+                for (there, users) in same.iter_mut() {
+                    if Arc::ptr_eq(there, &pod.template) {
+                        *users -= 1;
+                    }
+                }
+                same.retain(|(_, users)| *users > 0);
+                if same.is_empty() {
+                    self.templates.remove(&pod.template.hash);
+                }
+            }
+        }
+    }
+}
+
+/// Takes `key` out of the set under `name`; whether that set is gone with it.
+fn drop_from(sets: &mut OrdMap<Arc<str>, OrdSet<ObjectKey>>, name: &str, key: &ObjectKey) -> bool {
+    let Some(set) = sets.get_mut(name) else {
+        return true;
+    };
+    set.remove(key);
+    let empty = set.is_empty();
+    if empty {
+        sets.remove(name);
+    }
+    empty
+}
+
+fn first_after(first: Bound<ObjectKey>, after: ObjectKey) -> Bound<ObjectKey> {
+    match first {
+        Bound::Included(first) if first > after => Bound::Included(first),
+        _ => Bound::Excluded(after),
+    }
+}
+
+impl Record {
+    pub(crate) fn pod(&self) -> Option<&Arc<PodRecord>> {
+        match self {
+            Record::Pod(pod) => Some(pod),
+            Record::Whole(_) => None,
+        }
+    }
+
+    pub(crate) fn node(&self) -> Option<&Node> {
+        match self.whole()? {
+            Any::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        match self.whole()? {
+            Any::Namespace(namespace) => Some(namespace),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn deployment(&self) -> Option<&Deployment> {
+        match self.whole()? {
+            Any::Deployment(deployment) => Some(deployment),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn replica_set(&self) -> Option<&ReplicaSet> {
+        match self.whole()? {
+            Any::ReplicaSet(set) => Some(set),
+            _ => None,
+        }
+    }
+
+    fn whole(&self) -> Option<&Any> {
+        match self {
+            Record::Pod(_) => None,
+            Record::Whole(object) => object.object.as_ref(),
+        }
+    }
+
+    pub(crate) fn labels(&self) -> &std::collections::BTreeMap<String, String> {
+        match self {
+            Record::Pod(pod) => pod.template.labels(),
+            Record::Whole(object) => &object::meta(object).labels,
+        }
+    }
+}
