@@ -1,16 +1,23 @@
 //! What objects mean: read, default, validate; quantities, selectors, names.
 //!
-//! Pure: no I/O, no clock, no randomness. What always holds: no input panics.
+//! Pure: no I/O, no clock, no randomness. Whoever reads a manifest starts at [`read::manifests`]; the API server takes
+//! objects that came over the wire through [`unknown::fields`], [`default::object`] and [`validate::object`], in this order.
+//! What always holds: no input panics, no recursion goes deeper than [`read::DEPTH_MAX`], and nothing that was written in
+//! a manifest is dropped without a refusal that names its place.
 
+pub mod default;
 pub mod image;
 mod kind;
 pub mod name;
 pub mod object;
 pub mod quantity;
+pub mod read;
 mod schema;
 pub mod selector;
 pub mod template_hash;
+mod time;
 pub mod unknown;
+pub mod validate;
 pub mod write;
 
 pub use kind::{Kind, KindError};

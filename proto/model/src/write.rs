@@ -1,75 +1,97 @@
 //! Objects as JSON and YAML, in the schema's field order, such that [`crate::read`] reads them back equal.
+//!
+//! Written by the descriptors and not by derived serializers: quantities, times and zeros come out as Kubernetes has them.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use prost_reflect::{DynamicMessage, ReflectMessage, Value as Field};
 use proto::v1::Object;
-use proto::v1::object::Object as Any;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// Zeros that readers of Kubernetes' JSON expect to see, by the path of the message that has them (`*` for every element).
-const ZEROS: &[(&[&str], &str, fn() -> Value)] = &[
-    (&["status", "containerStatuses", "*"], "restartCount", zero),
-    (&["status", "containerStatuses", "*"], "ready", no),
-    (
-        &["status", "containerStatuses", "*", "state", "terminated"],
-        "exitCode",
-        zero,
-    ),
-    (
-        &["status", "containerStatuses", "*", "lastState", "terminated"],
-        "exitCode",
-        zero,
-    ),
-    (&["status", "initContainerStatuses", "*"], "restartCount", zero),
-    (&["status", "initContainerStatuses", "*"], "ready", no),
-    (
-        &["status", "initContainerStatuses", "*", "state", "terminated"],
-        "exitCode",
-        zero,
-    ),
+use crate::{schema, time};
+
+/// Zeros that readers of Kubernetes' JSON expect to see: message and field.
+const ZEROS: [(&str, &str); 4] = [
+    ("bulkhead.v1.ContainerStatus", "ready"),
+    ("bulkhead.v1.ContainerStatus", "restartCount"),
+    ("bulkhead.v1.ContainerStateTerminated", "exitCode"),
+    ("bulkhead.v1.ReplicaSetStatus", "replicas"),
 ];
 
-fn zero() -> Value {
-    Value::from(0)
-}
-
-fn no() -> Value {
-    Value::Bool(false)
-}
-
-/// The object as JSON.
+/// The object as JSON; null for an empty one.
 pub fn json(object: &Object) -> Value {
-    let value = match &object.object {
-        Some(Any::Namespace(inner)) => serde_json::to_value(inner),
-        Some(Any::Node(inner)) => serde_json::to_value(inner),
-        Some(Any::Pod(inner)) => serde_json::to_value(inner),
-        Some(Any::ConfigMap(inner)) => serde_json::to_value(inner),
-        Some(Any::Deployment(inner)) => serde_json::to_value(inner),
-        Some(Any::ReplicaSet(inner)) => serde_json::to_value(inner),
-        Some(Any::Event(inner)) => serde_json::to_value(inner),
-        None => Ok(Value::Null),
-    };
-    let mut value = value.expect("generated types have string keys and serializers that do not fail");
-    for (path, field, make) in ZEROS {
-        fill(&mut value, path, field, *make);
-    }
-    value
+    let outer = schema::message("bulkhead.v1.Object").expect("the schema has Object");
+    let mut any = DynamicMessage::new(outer);
+    any.transcode_from(object)
+        .expect("the descriptors are those of the type");
+    // The only field that is set is the object itself.
+    any.fields()
+        .next()
+        .map_or(Value::Null, |(_, value)| self::value(value))
 }
 
-fn fill(value: &mut Value, path: &[&str], field: &str, make: fn() -> Value) {
-    match (path, value) {
-        ([], Value::Object(map)) => {
-            map.entry(field).or_insert_with(make);
+fn message(message: &DynamicMessage) -> Value {
+    let descriptor = message.descriptor();
+    match descriptor.full_name() {
+        "bulkhead.v1.Quantity" => {
+            return message
+                .get_field_by_name("text")
+                .and_then(|text| text.as_str().map(Value::from))
+                .unwrap_or_default();
         }
-        (["*", rest @ ..], Value::Array(items)) => {
-            for item in items {
-                fill(item, rest, field, make);
-            }
+        "bulkhead.v1.IntOrString" => {
+            return message
+                .fields()
+                .next()
+                .map_or(Value::Null, |(_, value)| self::value(value));
         }
-        ([name, rest @ ..], Value::Object(map)) => {
-            if let Some(inner) = map.get_mut(*name) {
-                fill(inner, rest, field, make);
-            }
+        "google.protobuf.Timestamp" => {
+            let seconds = message
+                .get_field_by_name("seconds")
+                .and_then(|seconds| seconds.as_i64());
+            let nanos = message
+                .get_field_by_name("nanos")
+                .and_then(|nanos| nanos.as_i32());
+            return Value::from(time::format(seconds.unwrap_or(0), nanos.unwrap_or(0)));
         }
         _ => {}
+    }
+    let mut map = Map::new();
+    for field in descriptor.fields() {
+        let zero = ZEROS.contains(&(descriptor.full_name(), field.name()));
+        if zero || message.has_field(&field) {
+            map.insert(field.name().to_owned(), value(&message.get_field(&field)));
+        }
+    }
+    Value::Object(map)
+}
+
+fn value(value: &Field) -> Value {
+    match value {
+        Field::Message(inner) => message(inner),
+        Field::List(items) => items.iter().map(self::value).collect(),
+        Field::Map(entries) => {
+            let mut entries: Vec<_> = entries
+                .iter()
+                .map(|(key, item)| (key.as_str().unwrap_or_default().to_owned(), item))
+                .collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(
+                entries
+                    .into_iter()
+                    .map(|(key, item)| (key, self::value(item)))
+                    .collect(),
+            )
+        }
+        Field::String(text) => Value::from(text.as_str()),
+        Field::Bytes(bytes) => Value::from(STANDARD.encode(bytes)),
+        Field::Bool(flag) => Value::from(*flag),
+        Field::I32(number) | Field::EnumNumber(number) => Value::from(*number),
+        Field::U32(number) => Value::from(*number),
+        Field::I64(number) => Value::from(*number),
+        Field::U64(number) => Value::from(*number),
+        Field::F32(number) => Value::from(*number),
+        Field::F64(number) => Value::from(*number),
     }
 }
 

@@ -1,0 +1,152 @@
+//! One document: which kind it is, lists taken apart, the object made, defaulted and validated.
+
+use std::rc::Rc;
+
+use prost_reflect::{DynamicMessage, Value as Field};
+use proto::v1::Object;
+
+use super::tree::{Node, Value};
+use super::walk::{self, Walk};
+use super::{DEPTH_MAX, Manifest, NODES_MAX, Position, Reader, nearest_position, parent, refusal};
+use crate::{Kind, default, object, schema, validate};
+
+/// What a list may have besides its items.
+const LIST_FIELDS: [&str; 4] = ["apiVersion", "kind", "metadata", "items"];
+
+impl Reader<'_> {
+    pub(super) fn document(&mut self, root: &Rc<Node>) {
+        self.item(root, DEPTH_MAX);
+    }
+
+    fn refuse(&mut self, at: Position, path: &str, message: impl Into<String>) {
+        self.refusals.push(refusal(self.file, at, path, message.into()));
+    }
+
+    /// `levels`: how many lists may still stand in each other.
+    fn item(&mut self, root: &Rc<Node>, levels: usize) {
+        self.nodes += 1;
+        if self.nodes > NODES_MAX {
+            // Told once, by whoever comes to the limit: here or the walk.
+            if self.nodes == NODES_MAX + 1 {
+                self.refuse(
+                    root.at,
+                    "",
+                    format!("aliases expand to more than {NODES_MAX} values"),
+                );
+            }
+            return;
+        }
+        if !matches!(root.value, Value::Map(_)) {
+            let message = format!(
+                "an object is a mapping with apiVersion, kind and metadata; this is {}",
+                root.what()
+            );
+            return self.refuse(root.at, "", message);
+        }
+        let kind = self.type_field(root, "kind");
+        let api_version = self.type_field(root, "apiVersion");
+        let (Some((kind, kind_at)), Some((api_version, version_at))) = (kind, api_version) else {
+            return;
+        };
+        // `List`, and what a list call answers: `PodList`.
+        let list = kind == "List"
+            || kind
+                .strip_suffix("List")
+                .is_some_and(|kind| Kind::from_manifest(&api_version, kind).is_ok());
+        if list && levels > 0 {
+            return self.list(root, levels - 1);
+        }
+        match Kind::from_manifest(&api_version, &kind) {
+            Ok(kind) => self.object(root, kind),
+            Err(error @ crate::KindError::Version { .. }) => {
+                self.refuse(version_at, "apiVersion", error.to_string())
+            }
+            Err(error) => self.refuse(kind_at, "kind", error.to_string()),
+        }
+    }
+
+    /// `kind` or `apiVersion`, with its place; absent or empty is refused.
+    fn type_field(&mut self, root: &Rc<Node>, name: &str) -> Option<(String, Position)> {
+        match walk::entry(root, name).map(|entry| &entry.value) {
+            Some(node) if !node.is_null() => match &node.value {
+                Value::Scalar { text, .. } if !text.is_empty() => return Some((text.clone(), node.at)),
+                _ => self.refuse(node.at, name, "must be a text"),
+            },
+            _ => self.refuse(root.at, name, "is missing"),
+        }
+        None
+    }
+
+    fn list(&mut self, root: &Rc<Node>, levels: usize) {
+        let Value::Map(entries) = &root.value else { return };
+        for entry in entries {
+            if !LIST_FIELDS.contains(&entry.key.as_str()) {
+                let hint = schema::hint(schema::nearest(&entry.key, LIST_FIELDS).as_deref());
+                self.refuse(entry.at, &entry.key, format!("unknown field{hint}"));
+            }
+        }
+        match walk::entry(root, "items").map(|entry| &entry.value) {
+            None => self.refuse(root.at, "items", "is missing"),
+            Some(node) if node.is_null() => {}
+            Some(node) => match &node.value {
+                Value::List(items) => items.iter().for_each(|item| self.item(item, levels)),
+                _ => self.refuse(node.at, "items", format!("must be a list, is {}", node.what())),
+            },
+        }
+    }
+
+    fn object(&mut self, root: &Rc<Node>, kind: Kind) {
+        let inner = schema::message(&kind.message()).expect("the schema has every kind");
+        let mut walk = Walk::new(&mut self.nodes);
+        let message = walk.message(root, &inner);
+        let (positions, refused) = (walk.positions, walk.refusals);
+        for (at, path, message) in &refused {
+            self.refusals.push(refusal(self.file, *at, path, message.clone()));
+        }
+        let Some(message) = message else { return };
+        let object = typed(message, kind);
+        let mut defaulted = object.clone();
+        default::object(&mut defaulted);
+        for error in validate::object(&defaulted) {
+            // What was refused above looks missing now, and so do its neighbours when a name was misspelled: no need to say
+            // that too.
+            let around = parent(&error.path);
+            let missing = error.message.contains("required");
+            let said = refused.iter().any(|(_, path, _)| {
+                error.path.starts_with(path.as_str())
+                    || missing && !around.is_empty() && path.starts_with(around)
+            });
+            if !said {
+                let at = nearest_position(&positions, &error.path).unwrap_or(root.at);
+                self.refuse(at, &error.path, error.message);
+            }
+        }
+        self.manifests.push(Manifest {
+            object,
+            file: self.file.to_owned(),
+            line: root.at.line,
+            positions,
+        });
+    }
+}
+
+/// The typed object that holds this message.
+fn typed(message: DynamicMessage, kind: Kind) -> Object {
+    let outer = schema::message("bulkhead.v1.Object").expect("the schema has Object");
+    let field = outer
+        .fields()
+        .find(|field| {
+            field
+                .kind()
+                .as_message()
+                .is_some_and(|message| message.name() == kind.as_str())
+        })
+        .expect("Object holds every kind");
+    let mut any = DynamicMessage::new(outer);
+    any.set_field(&field, Field::Message(message));
+    let mut object: Object = any
+        .transcode_to()
+        .expect("the types were generated from the same descriptors");
+    object::set_type_meta(&mut object);
+    object
+}

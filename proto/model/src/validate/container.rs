@@ -1,0 +1,268 @@
+//! One container.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::v1::{Container, EnvVarSource, PodSpec, Quantity, ResourceRequirements};
+
+use super::probe::{self, Purpose};
+use super::{Errors, security, volume};
+use crate::{image, name, quantity};
+
+/// Block I/O limits, under our own names.
+const IO_LIMITS: [&str; 4] = [
+    "bulkhead.io/read-bps",
+    "bulkhead.io/write-bps",
+    "bulkhead.io/read-iops",
+    "bulkhead.io/write-iops",
+];
+/// Less memory than a page holds no process: somebody forgot the unit.
+const MEMORY_MIN: i64 = 4096;
+/// Linux' longest path.
+const PATH_MAX: usize = 4096;
+
+pub(super) fn container(errors: &mut Errors, path: &str, container: &Container, pod: &PodSpec, init: bool) {
+    if errors.required(format!("{path}.name"), &container.name) {
+        errors.check(format!("{path}.name"), name::dns1123_label(&container.name));
+    }
+    if errors.required(format!("{path}.image"), &container.image) {
+        errors.check(
+            format!("{path}.image"),
+            image::parse(&container.image).map(|_| ()),
+        );
+    }
+    errors.one_of(
+        format!("{path}.imagePullPolicy"),
+        &container.image_pull_policy,
+        &["Always", "IfNotPresent", "Never"],
+    );
+    for (field, text) in [
+        ("workingDir", &container.working_dir),
+        ("terminationMessagePath", &container.termination_message_path),
+    ] {
+        if !text.is_empty() && (!text.starts_with('/') || text.len() >= PATH_MAX) {
+            errors.add(
+                format!("{path}.{field}"),
+                "must be an absolute path of less than 4096 bytes",
+            );
+        }
+    }
+    for (field, words) in [("command", &container.command), ("args", &container.args)] {
+        for (index, word) in words.iter().enumerate() {
+            if word.contains('\0') {
+                errors.add(format!("{path}.{field}[{index}]"), "must not have a NUL");
+            }
+        }
+    }
+    ports(errors, path, container, pod);
+    environment(errors, path, container);
+    if let Some(requirements) = &container.resources {
+        resources(errors, &format!("{path}.resources"), requirements);
+    }
+    volume::mounts(errors, path, container, pod);
+    let probes = [
+        ("livenessProbe", &container.liveness_probe, Purpose::Liveness),
+        ("readinessProbe", &container.readiness_probe, Purpose::Readiness),
+        ("startupProbe", &container.startup_probe, Purpose::Startup),
+    ];
+    for (field, written, purpose) in probes {
+        match written {
+            Some(_) if init => {
+                errors.add(
+                    format!("{path}.{field}"),
+                    "an init container has no probes: it runs to its end",
+                );
+            }
+            Some(written) => probe::probe(errors, &format!("{path}.{field}"), written, purpose, container),
+            None => {}
+        }
+    }
+    if let Some(context) = &container.security_context {
+        security::container(errors, &format!("{path}.securityContext"), context, pod);
+    }
+}
+
+fn ports(errors: &mut Errors, path: &str, container: &Container, pod: &PodSpec) {
+    let mut names = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for (index, port) in container.ports.iter().enumerate() {
+        let path = format!("{path}.ports[{index}]");
+        if !port.name.is_empty() {
+            errors.check(format!("{path}.name"), name::port(&port.name));
+            if !names.insert(&port.name) {
+                errors.add(
+                    format!("{path}.name"),
+                    format!("`{}` is the name of another port too", port.name),
+                );
+            }
+        }
+        if port.container_port == 0 {
+            errors.add(format!("{path}.containerPort"), "is required");
+        } else {
+            errors.range(format!("{path}.containerPort"), port.container_port, 1, 65_535);
+        }
+        errors.range(format!("{path}.hostPort"), port.host_port, 0, 65_535);
+        errors.one_of(
+            format!("{path}.protocol"),
+            &port.protocol,
+            &["TCP", "UDP", "SCTP"],
+        );
+        if !numbers.insert((port.container_port, &port.protocol, port.host_port, &port.host_ip)) {
+            errors.add(format!("{path}.containerPort"), "the same port is written twice");
+        }
+        if pod.host_network && port.host_port != port.container_port {
+            errors.add(
+                format!("{path}.hostPort"),
+                "must be the containerPort with hostNetwork: true",
+            );
+        }
+        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+            errors.add(
+                format!("{path}.hostIP"),
+                format!("`{}` is not an IP address", port.host_ip),
+            );
+        }
+    }
+}
+
+fn environment(errors: &mut Errors, path: &str, container: &Container) {
+    for (index, from) in container.env_from.iter().enumerate() {
+        let path = format!("{path}.envFrom[{index}]");
+        if !from.prefix.is_empty() {
+            errors.check(format!("{path}.prefix"), name::env(&from.prefix));
+        }
+        match &from.config_map_ref {
+            None => errors.add(path, "configMapRef is required"),
+            Some(source) => {
+                if errors.required(format!("{path}.configMapRef.name"), &source.name) {
+                    errors.check(
+                        format!("{path}.configMapRef.name"),
+                        name::dns1123_subdomain(&source.name),
+                    );
+                }
+            }
+        }
+    }
+    for (index, variable) in container.env.iter().enumerate() {
+        let path = format!("{path}.env[{index}]");
+        if errors.required(format!("{path}.name"), &variable.name) {
+            errors.check(format!("{path}.name"), name::env(&variable.name));
+        }
+        if variable.value.contains('\0') {
+            errors.add(format!("{path}.value"), "must not have a NUL");
+        }
+        if let Some(source) = &variable.value_from {
+            if !variable.value.is_empty() {
+                errors.add(
+                    format!("{path}.valueFrom"),
+                    "value and valueFrom exclude each other",
+                );
+            }
+            value_from(errors, &format!("{path}.valueFrom"), source);
+        }
+    }
+}
+
+fn value_from(errors: &mut Errors, path: &str, source: &EnvVarSource) {
+    match (&source.config_map_key_ref, &source.field_ref) {
+        (None, None) => errors.add(path, "one of configMapKeyRef and fieldRef is required"),
+        (Some(_), Some(_)) => errors.add(path, "configMapKeyRef and fieldRef exclude each other"),
+        (Some(key), None) => {
+            let path = format!("{path}.configMapKeyRef");
+            if errors.required(format!("{path}.name"), &key.name) {
+                errors.check(format!("{path}.name"), name::dns1123_subdomain(&key.name));
+            }
+            if errors.required(format!("{path}.key"), &key.key) {
+                errors.check(format!("{path}.key"), name::config_key(&key.key));
+            }
+        }
+        (None, Some(field)) => {
+            errors.one_of(format!("{path}.fieldRef.apiVersion"), &field.api_version, &["v1"]);
+            field_path(errors, format!("{path}.fieldRef.fieldPath"), &field.field_path);
+        }
+    }
+}
+
+/// Fields that a variable may show.
+const FIELD_PATHS: [&str; 8] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn field_path(errors: &mut Errors, path: String, text: &str) {
+    if !errors.required(path.clone(), text) || FIELD_PATHS.contains(&text) {
+        return;
+    }
+    if text == "spec.serviceAccountName" {
+        return errors.add(path, "spec.serviceAccountName is not supported yet");
+    }
+    let subscript = ["metadata.labels['", "metadata.annotations['"]
+        .iter()
+        .find_map(|start| text.strip_prefix(start))
+        .and_then(|rest| rest.strip_suffix("']"));
+    match subscript {
+        Some(key) => errors.check(path, name::label_key(key)),
+        None => {
+            let mut allowed = FIELD_PATHS.to_vec();
+            allowed.extend(["metadata.labels['KEY']", "metadata.annotations['KEY']"]);
+            errors.one_of(path, text, &allowed);
+        }
+    }
+}
+
+fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) {
+    amounts(errors, &format!("{path}.limits"), &resources.limits, &IO_LIMITS);
+    amounts(errors, &format!("{path}.requests"), &resources.requests, &[]);
+    for (name, request) in &resources.requests {
+        let Some(limit) = resources.limits.get(name) else {
+            continue;
+        };
+        if let (Ok(requested), Ok(limited)) = (quantity::of(request), quantity::of(limit))
+            && requested > limited
+        {
+            let message = format!("{} is more than the limit {}", request.text, limit.text);
+            errors.add(format!("{path}.requests[{name}]"), message);
+        }
+    }
+}
+
+fn amounts(errors: &mut Errors, path: &str, amounts: &BTreeMap<String, Quantity>, more: &[&str]) {
+    for (name, written) in amounts {
+        let path = format!("{path}[{name}]");
+        if name != "cpu" && name != "memory" && !more.contains(&name.as_str()) {
+            let mut allowed = vec!["cpu", "memory"];
+            allowed.extend(more);
+            let hint = crate::schema::nearest(name, allowed.iter().copied());
+            let message = match hint {
+                Some(near) => format!("unknown resource; did you mean `{near}`?"),
+                None if IO_LIMITS.contains(&name.as_str()) => "can be a limit only".to_owned(),
+                None => format!(
+                    "not supported yet: only {} are",
+                    super::list(&allowed).replace(" or ", " and ")
+                ),
+            };
+            errors.add(path, message);
+            continue;
+        }
+        match quantity::of(written) {
+            Err(error) => errors.add(path, error.to_string()),
+            Ok(amount) if amount.is_negative() => errors.add(path, "must not be negative"),
+            Ok(amount) if name == "memory" && !amount.is_zero() && amount.bytes() < MEMORY_MIN => {
+                let message = format!(
+                    "{} is less than a page of memory; write a unit, as 512Mi",
+                    written.text
+                );
+                errors.add(path, message);
+            }
+            Ok(amount) if more.contains(&name.as_str()) && (amount.is_zero() || !amount.is_whole()) => {
+                errors.add(path, "must be a whole number above 0");
+            }
+            Ok(_) => {}
+        }
+    }
+}
