@@ -9,7 +9,7 @@ mod transaction;
 
 use std::sync::Arc;
 
-use crate::kind::{Kind, object};
+use model::{Kind, object};
 use proto::Timestamp;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;

@@ -2,41 +2,19 @@
 
 use sha2::{Digest, Sha256};
 
-/// A uid in the form of RFC 9562, version 8 (custom), from parts that are unique together.
+/// A uid from parts that are unique together.
 pub(crate) fn uid(parts: &[&str]) -> String {
-    let digest = digest(parts);
-    let mut bytes = [0_u8; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    bytes[6] = 0x80 | (bytes[6] & 0x0f);
-    bytes[8] = 0x80 | (bytes[8] & 0x3f);
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest(parts)[..16]);
+    model::name::uid(bytes)
 }
 
-/// A suffix of five letters and digits, as Kubernetes appends to names: without vowels, so that no words come out.
-pub(crate) fn suffix(parts: &[&str]) -> String {
-    letters(&digest(parts), 5)
-}
-
-/// As [`suffix`], ten long.
-pub(crate) fn long_suffix(parts: &[&str]) -> String {
-    letters(&digest(parts), 10)
-}
-
-fn letters(digest: &[u8; 32], length: usize) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    digest
-        .iter()
-        .take(length)
-        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
-        .collect()
+/// `prefix` with a suffix of five letters and digits, cut so that it is still a name.
+pub(crate) fn name(prefix: &str, parts: &[&str]) -> String {
+    let mut bytes = [0; model::name::SUFFIX_LEN];
+    let length = bytes.len();
+    bytes.copy_from_slice(&digest(parts)[..length]);
+    model::name::generate(prefix, bytes)
 }
 
 fn digest(parts: &[&str]) -> [u8; 32] {
@@ -54,16 +32,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uids_have_the_form_of_version_8() {
-        let uid = uid(&["a", "b"]);
-        assert_eq!(uid.len(), 36);
-        assert_eq!(&uid[14..15], "8");
-        assert!(["8", "9", "a", "b"].contains(&&uid[19..20]));
+    fn parts_do_not_run_together() {
+        assert_ne!(uid(&["ab", "c"]), uid(&["a", "bc"]));
+        assert_ne!(name("p-", &["ab", "c"]), name("p-", &["a", "bc"]));
     }
 
     #[test]
-    fn parts_do_not_run_together() {
-        assert_ne!(uid(&["ab", "c"]), uid(&["a", "bc"]));
-        assert_ne!(suffix(&["ab", "c"]), suffix(&["a", "bc"]));
+    fn a_long_prefix_still_makes_a_name() {
+        assert!(name(&"a".repeat(253), &["x"]).len() <= 253);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::kind::{Kind, object};
+use model::{Kind, object};
 use proto::state::v1::Key;
 use proto::v1::Object;
 

@@ -12,17 +12,18 @@ mod apply;
 mod cidr;
 mod conditions;
 mod identity;
+pub mod invariant;
 mod key;
-mod kind;
+pub mod plan;
 mod qos;
 mod quantity;
 mod record;
 mod replies;
+pub mod schedule;
 mod snapshot;
 mod store;
 
 pub use apply::Outcome;
-pub use kind::Kind;
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
 pub use store::State;
 

@@ -64,15 +64,15 @@ impl Requests {
 
 /// CPU in thousandths, rounded up; 0 for what is not a quantity (validated before it was stored).
 pub(crate) fn cpu(text: &str) -> i64 {
-    scaled(text, 1000)
+    model::quantity::parse(text).map_or(0, |amount| amount.cpu_millis().max(0))
 }
 
-/// Bytes, rounded up.
+/// Bytes, rounded up; 0 for what is not a quantity.
 pub(crate) fn bytes(text: &str) -> i64 {
-    scaled(text, 1)
+    model::quantity::parse(text).map_or(0, |amount| amount.bytes().max(0))
 }
 
-/// An amount of a node by name; 0 when it does not say.
+/// An amount of a node by name; `None` when it does not say.
 pub(crate) fn amount(amounts: &BTreeMap<String, Quantity>, name: &str, read: fn(&str) -> i64) -> Option<i64> {
     amounts.get(name).map(|quantity| read(&quantity.text))
 }
@@ -98,48 +98,4 @@ pub(crate) fn show_cpu(thousandths: i64) -> String {
         0 => (thousandths / 1000).to_string(),
         _ => format!("{thousandths}m"),
     }
-}
-
-fn scaled(text: &str, factor: i128) -> i64 {
-    let digits = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let (numerator, denominator): (i128, i128) = match unit {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1000),
-        "k" => (1000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        _ => return 0,
-    };
-    let fraction = &fraction[..fraction.len().min(9)];
-    let places = 10_i128.pow(u32::try_from(fraction.len()).unwrap_or(0));
-    let parse = |digits: &str| -> Option<i128> {
-        if digits.is_empty() {
-            Some(0)
-        } else {
-            digits.parse().ok()
-        }
-    };
-    let (Some(whole), Some(fraction)) = (parse(whole), parse(fraction)) else {
-        return 0;
-    };
-    let value = whole
-        .checked_mul(places)
-        .and_then(|value| value.checked_add(fraction));
-    let value = value.and_then(|value| value.checked_mul(numerator)?.checked_mul(factor));
-    let Some(value) = value else { return i64::MAX };
-    let divisor = denominator * places;
-    i64::try_from((value + divisor - 1) / divisor).unwrap_or(i64::MAX)
 }

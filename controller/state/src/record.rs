@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::kind::{Kind, object};
+use model::{Kind, object};
 use prost::Message;
 use proto::Timestamp;
 use proto::v1::object::Object as Any;

@@ -49,8 +49,4 @@ impl Replies {
             }
         }
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.order.len()
-    }
 }

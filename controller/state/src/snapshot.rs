@@ -8,9 +8,9 @@ use proto::state::v1::{SnapshotEnd, SnapshotHeader, SnapshotRecord, StoredPod, S
 
 use crate::SCHEMA_LEVEL;
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::record::{PodRecord, Record, Status, Template};
 use crate::store::State;
+use model::{Kind, object};
 
 /// Size at which a chunk is closed. One record may stand above it: [`CHUNK_BYTES_MAX`].
 const CHUNK_BYTES: usize = 256 << 10;

@@ -3,8 +3,8 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::kind::{Kind, object};
 use imbl::{OrdMap, OrdSet};
+use model::{Kind, object};
 use proto::state::v1::{ClusterSettings, Key, Token};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};

@@ -7,8 +7,8 @@ use proto::v1::object::Object as Any;
 
 use super::{Reason, Refusal, Trial, refuse, transaction};
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::record::{PodRecord, Record};
+use model::{Kind, object};
 
 /// Seconds that a pod gets when neither it nor the request says.
 const GRACE_SECONDS: i32 = 30;

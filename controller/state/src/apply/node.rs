@@ -11,8 +11,8 @@ use super::{Reason, Refusal, Trial, refuse};
 use crate::OBJECT_BYTES_MAX;
 use crate::cidr::Ranges;
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::record::Record;
+use model::{Kind, object};
 
 /// What a node runs until it says so itself.
 const OPERATING_SYSTEM: &str = "linux";

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use prost::Message;
+use proto::state::v1::CreatePods;
 use proto::v1::object::Object as Any;
 use proto::v1::{
-    DeploymentStatus, NamespaceStatus, NodeSpec, Object, ObjectMeta, Pod, PodStatus, PodTemplateSpec,
-    ReplicaSetStatus,
+    DeploymentStatus, NamespaceStatus, NodeSpec, Object, ObjectMeta, OwnerReference, Pod, PodSpec, PodStatus,
+    PodTemplateSpec, ReplicaSetStatus,
 };
 
-use super::{Reason, Refusal, Trial, refuse};
-use crate::OBJECT_BYTES_MAX;
+use super::{Reason, Refusal, Trial, refuse, transaction};
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::qos;
-use crate::record::{PodRecord, Record, Status};
+use crate::record::{PodRecord, Record, Status, Template};
+use crate::{OBJECT_BYTES_MAX, OPERATIONS_MAX};
+use model::{Kind, object};
 
 /// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
 const NAME_BYTES_MAX: usize = 253;
@@ -82,15 +83,16 @@ impl Trial {
 
     fn create_pod(&mut self, key: &ObjectKey, pod: &Pod) {
         let spec = pod.spec.clone().unwrap_or_default();
-        let status = PodStatus {
-            phase: "Pending".to_owned(),
-            qos_class: qos::class(&spec).to_owned(),
-            ..Default::default()
-        };
+        let status = first_status(&spec);
         let meta = pod.metadata.clone().unwrap_or_default();
         let uid: Arc<str> = meta.uid.as_str().into();
+        let template = self.state.intern(template(meta, Some(spec)));
+        self.store_new_pod(key.clone(), uid, template, status);
+    }
+
+    fn store_new_pod(&mut self, key: ObjectKey, uid: Arc<str>, template: Arc<Template>, status: Status) {
         let record = PodRecord {
-            template: self.state.intern(template(meta, Some(spec))),
+            template,
             uid,
             resource_version: 0,
             generation: 1,
@@ -98,9 +100,53 @@ impl Trial {
             deleted: None,
             grace: None,
             node: "".into(),
-            status: Status::new(&status),
+            status,
         };
-        self.store_pod(key.clone(), record);
+        self.store_pod(key, record);
+    }
+
+    /// Pods from a ReplicaSet's template. The reply does not show them.
+    pub(super) fn create_pods(&mut self, create: &CreatePods) -> Result<(), Refusal> {
+        let owner = transaction::key(create.owner.as_ref())?;
+        if create.pods.len() > OPERATIONS_MAX {
+            return refuse(Reason::Invalid, format!("more than {OPERATIONS_MAX} pods"));
+        }
+        let record = self.find(&owner, &create.uid)?;
+        let Some(set) = record.replica_set() else {
+            return refuse(Reason::Invalid, format!("{owner} is no ReplicaSet"));
+        };
+        if record.deleting() {
+            return refuse(Reason::Conflict, format!("{owner} is being deleted"));
+        }
+        let content = set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.clone())
+            .unwrap_or_default();
+        let mut meta = content.metadata.unwrap_or_default();
+        meta.owner_references = vec![OwnerReference {
+            api_version: owner.kind.api_version().to_owned(),
+            kind: owner.kind.as_str().to_owned(),
+            name: owner.name.as_ref().to_owned(),
+            uid: record.uid().to_owned(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }];
+        let spec = content.spec.unwrap_or_default();
+        let status = first_status(&spec);
+        let template = self.state.intern(template(meta, Some(spec)));
+        for pod in &create.pods {
+            let key = ObjectKey::new(Kind::Pod, &owner.namespace, &pod.name);
+            if !named(&key.name) || pod.uid.is_empty() || pod.uid.len() > UID_BYTES_MAX {
+                return refuse(Reason::Invalid, "a new pod needs a name and a uid");
+            }
+            if self.state.records.contains_key(&key) || self.state.by_uid.contains_key(pod.uid.as_str()) {
+                return refuse(Reason::AlreadyExists, format!("{key} or its uid exists already"));
+            }
+            self.require_namespace(&key)?;
+            self.store_new_pod(key, pod.uid.as_str().into(), template.clone(), status.clone());
+        }
+        Ok(())
     }
 
     fn require_namespace(&self, key: &ObjectKey) -> Result<(), Refusal> {
@@ -185,7 +231,6 @@ fn check(key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
     if key.kind == Kind::Event {
         return refuse(Reason::Invalid, "events are kept outside the log");
     }
-    let named = |name: &str| !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains('/');
     if !named(&key.name) || (key.kind.namespaced() && !named(&key.namespace)) {
         return refuse(
             Reason::Invalid,
@@ -200,6 +245,19 @@ fn check(key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
         );
     }
     Ok(())
+}
+
+fn named(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains('/')
+}
+
+/// What is known of a pod before anybody looked at it.
+fn first_status(spec: &PodSpec) -> Status {
+    Status::new(&PodStatus {
+        phase: "Pending".to_owned(),
+        qos_class: qos::class(spec).to_owned(),
+        ..Default::default()
+    })
 }
 
 fn same_uid(key: &ObjectKey, there: &str, object: &Object) -> Result<(), Refusal> {
@@ -220,7 +278,7 @@ fn stamp(meta: &mut ObjectMeta, key: &ObjectKey) {
 }
 
 /// What pods of one origin share.
-pub(crate) fn template(meta: ObjectMeta, spec: Option<proto::v1::PodSpec>) -> PodTemplateSpec {
+pub(crate) fn template(meta: ObjectMeta, spec: Option<PodSpec>) -> PodTemplateSpec {
     let shared = ObjectMeta {
         labels: meta.labels,
         annotations: meta.annotations,

@@ -9,9 +9,12 @@ use proto::v1::{Condition, Object, PodStatus};
 
 use super::{Reason, Refusal, Trial, node, refuse};
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::record::{PodRecord, Record, Status, is_finished};
 use crate::{NODE_OWN_CONDITIONS, STATUS_BYTES_MAX, conditions};
+use model::{Kind, object};
+
+/// The phases that there are.
+const PHASES: [&str; 5] = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
 
 impl Trial {
     /// Nothing in a batch is refused: what no longer fits (the pod is gone, or bound elsewhere) is out of date and skipped.
@@ -45,10 +48,8 @@ impl Trial {
         }
         let old = pod.status.decoded();
         let mut new = status.clone();
-        if pod.status.finished && !is_finished(&new.phase) {
-            new.phase.clone_from(&old.phase);
-        }
-        if new.phase.is_empty() {
+        let known = PHASES.contains(&new.phase.as_str());
+        if !known || (pod.status.finished && !is_finished(&new.phase)) {
             new.phase.clone_from(&old.phase);
         }
         if new.qos_class.is_empty() {

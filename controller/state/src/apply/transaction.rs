@@ -8,9 +8,9 @@ use proto::v1::{Condition, Object};
 
 use super::{Reason, Refusal, Trial, refuse};
 use crate::key::ObjectKey;
-use crate::kind::{Kind, object};
 use crate::record::{Record, Status};
 use crate::{OPERATIONS_MAX, conditions};
+use model::{Kind, object};
 
 impl Trial {
     pub(super) fn transaction(&mut self, transaction: &Transaction) -> Result<(), Refusal> {
@@ -70,6 +70,7 @@ impl Trial {
                 let key = key(remove.key.as_ref())?;
                 self.remove(&key, &remove.uid)
             }
+            Some(Op::CreatePods(create)) => self.create_pods(create),
             None => refuse(Reason::Invalid, "the operation says nothing"),
         }
     }
@@ -88,8 +89,16 @@ impl Trial {
         if pod.deleted.is_some() || pod.status.finished {
             return refuse(Reason::Conflict, format!("{key} is ending"));
         }
-        if self.state.node(&bind.node).is_none() {
+        let Some(node) = self.state.node(&bind.node) else {
             return refuse(Reason::NotFound, format!("Node {} does not exist", bind.node));
+        };
+        // Who names a node gets it, cordoned or not, as in Kubernetes.
+        let named = pod
+            .template
+            .spec()
+            .is_some_and(|spec| spec.node_name == bind.node);
+        if !named && node.spec.as_ref().is_some_and(|spec| spec.unschedulable) {
+            return refuse(Reason::Conflict, format!("Node {} is cordoned", bind.node));
         }
         let mut status = pod.status.decoded();
         let scheduled = Condition {

@@ -1,0 +1,49 @@
+//! What owners leave behind, and owners that wait for what they own (foreground deletion).
+
+use model::Kind;
+use proto::state::v1::Remove;
+use proto::state::v1::operation::Operation as Op;
+
+use super::{Plan, delete};
+
+impl Plan<'_> {
+    pub(super) fn garbage(&mut self) {
+        let state = self.state;
+        let dependents = state.ownerless.iter().flat_map(|uid| state.owned(uid));
+        let deletes: Vec<Op> = dependents
+            .filter(|(_, record)| !record.deleting())
+            // One owner that lives is enough to stay.
+            .filter(|(_, record)| {
+                record
+                    .owners()
+                    .iter()
+                    .all(|owner| !state.by_uid.contains_key(owner.uid.as_str()))
+            })
+            .map(|(key, record)| delete(key.to_proto(), record.uid(), "Background"))
+            .collect();
+        self.propose_each(&[], deletes);
+
+        let waiting = state
+            .deleting
+            .iter()
+            .filter(|key| !matches!(key.kind, Kind::Pod | Kind::Namespace));
+        for key in waiting {
+            let Some(record) = state.records.get(key) else {
+                continue;
+            };
+            if state.by_owner.contains_key(record.uid()) {
+                let owned = state.owned(record.uid()).filter(|(_, owned)| !owned.deleting());
+                let deletes: Vec<Op> = owned
+                    .map(|(key, owned)| delete(key.to_proto(), owned.uid(), "Foreground"))
+                    .collect();
+                self.propose_each(&[], deletes);
+            } else {
+                let remove = Remove {
+                    key: Some(key.to_proto()),
+                    uid: record.uid().to_owned(),
+                };
+                self.propose(Vec::new(), vec![Op::Remove(remove)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Nodes: readiness from leases, and what becomes of the pods of a lost one.
+
+use model::{Kind, object};
+use proto::state::v1::Remove;
+use proto::state::v1::operation::Operation as Op;
+use proto::v1::object::Object as Any;
+use proto::v1::{Condition, Node, NodeStatus, Object, ObjectMeta, Pod, PodStatus};
+
+use super::{Lease, Plan, World, set_status};
+use crate::conditions;
+use crate::key::ObjectKey;
+use crate::record::{PodRecord, controller};
+
+/// Nodes that are lost within this time are lost at once: one cause, such as a switch or this controller's own network.
+const AT_ONCE_MS: i64 = 60_000;
+
+/// The verdict over all lost nodes.
+enum Replacement {
+    /// Pods of lost nodes are started elsewhere.
+    Goes,
+    /// Over half of the nodes went at once: more likely the network than the nodes, so nothing is moved.
+    Paused { message: String },
+}
+
+impl Plan<'_> {
+    pub(super) fn nodes(&mut self, world: &World) {
+        let replacement = replacement(self.state.nodes(), world);
+        let mut operations = Vec::new();
+        let mut ends = Vec::new();
+        for node in self.state.nodes() {
+            let name = node.metadata.as_ref().map_or("", |meta| meta.name.as_str());
+            let Some(lease) = world.leases.get(name) else {
+                continue;
+            };
+            operations.extend(readiness(node, *lease, &replacement));
+            if let Lease::Lost { .. } = lease {
+                let pods = self.state.pod_records_on(name);
+                ends.extend(pods.filter_map(|(key, pod)| lost_pod(key, pod, &replacement)));
+            }
+        }
+        // Pods of nodes that were deleted: no agent will ever say that they are gone.
+        for (name, _) in self.state.by_node.iter().filter(|(name, _)| !name.is_empty()) {
+            if self.state.node(name).is_none() {
+                ends.extend(self.state.pod_records_on(name).map(|(key, pod)| remove(key, pod)));
+            }
+        }
+        self.propose_each(&[], operations);
+        self.propose_each(&[], ends);
+    }
+}
+
+fn replacement<'a>(nodes: impl Iterator<Item = &'a Node>, world: &World) -> Replacement {
+    let leases = nodes.filter_map(|node| world.leases.get(node.metadata.as_ref()?.name.as_str()));
+    let (mut count, mut lost) = (0, Vec::new());
+    for lease in leases {
+        count += 1;
+        if let Lease::Lost { since } = lease {
+            lost.push(*since);
+        }
+    }
+    let Some(last) = lost.iter().max() else {
+        return Replacement::Goes;
+    };
+    let at_once = lost
+        .iter()
+        .filter(|since| **since >= last.saturating_sub(AT_ONCE_MS))
+        .count();
+    // Those that were lost long before no longer count among the nodes.
+    let before = count - (lost.len() - at_once);
+    if at_once * 2 <= before {
+        return Replacement::Goes;
+    }
+    let message = format!(
+        "{at_once} of {before} nodes were lost at once; their pods stay until some are back or deleted"
+    );
+    Replacement::Paused { message }
+}
+
+/// What of a node's conditions has to change.
+fn readiness(node: &Node, lease: Lease, replacement: &Replacement) -> Option<Op> {
+    let there = node.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| Condition {
+        r#type: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        ..Default::default()
+    };
+    let mut wanted = vec![match lease {
+        Lease::Live => condition("Ready", "True", "AgentReady", "the agent answers"),
+        Lease::Lost { .. } => condition(
+            "Ready",
+            "Unknown",
+            "NodeStatusUnknown",
+            "the agent stopped sending heartbeats",
+        ),
+    }];
+    let mut removed = Vec::new();
+    match (lease, replacement) {
+        (Lease::Lost { .. }, Replacement::Paused { message }) => {
+            wanted.push(condition("ReplacementPaused", "True", "MassNodeLoss", message));
+        }
+        _ if conditions::get(there, "ReplacementPaused").is_some() => {
+            removed.push("ReplacementPaused".to_owned())
+        }
+        _ => {}
+    }
+    wanted.retain(|wanted| {
+        conditions::get(there, &wanted.r#type).is_none_or(|there| {
+            (&there.status, &there.reason, &there.message)
+                != (&wanted.status, &wanted.reason, &wanted.message)
+        })
+    });
+    if wanted.is_empty() && removed.is_empty() {
+        return None;
+    }
+    let meta = node.metadata.clone().unwrap_or_default();
+    let object = Node {
+        metadata: Some(ObjectMeta {
+            name: meta.name,
+            uid: meta.uid,
+            ..Default::default()
+        }),
+        status: Some(NodeStatus {
+            conditions: wanted,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Some(set_status(object::from(object), removed))
+}
+
+/// A pod on a node that is lost: one that something replaces goes at once, and so does one that was to go anyway. A bare
+/// pod stays and is not ready: nobody would start it again.
+fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Option<Op> {
+    let replaced =
+        controller(pod.template.owners()).is_some_and(|owner| owner.kind == Kind::ReplicaSet.as_str());
+    let goes = matches!(replacement, Replacement::Goes) && replaced && !pod.status.finished;
+    if pod.deleted.is_some() || goes {
+        return Some(remove(key, pod));
+    }
+    if pod.status.finished || !pod.status.ready {
+        return None;
+    }
+    let lost = Condition {
+        r#type: "Ready".to_owned(),
+        status: "False".to_owned(),
+        reason: "NodeLost".to_owned(),
+        message: format!("node {} is lost; what became of the pod is not known", pod.node),
+        ..Default::default()
+    };
+    let pod = Pod {
+        metadata: Some(ObjectMeta {
+            uid: pod.uid.as_ref().to_owned(),
+            ..name_of(key)
+        }),
+        status: Some(PodStatus {
+            conditions: vec![lost],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Some(set_status(
+        Object {
+            object: Some(Any::Pod(pod)),
+        },
+        Vec::new(),
+    ))
+}
+
+fn remove(key: &ObjectKey, pod: &PodRecord) -> Op {
+    Op::Remove(Remove {
+        key: Some(key.to_proto()),
+        uid: pod.uid.as_ref().to_owned(),
+    })
+}
+
+fn name_of(key: &ObjectKey) -> ObjectMeta {
+    ObjectMeta {
+        name: key.name.as_ref().to_owned(),
+        namespace: key.namespace.as_ref().to_owned(),
+        ..Default::default()
+    }
+}
