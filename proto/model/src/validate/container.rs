@@ -217,15 +217,7 @@ fn field_path(errors: &mut Errors, path: String, text: &str) {
 
 fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) {
     amounts(errors, &format!("{path}.limits"), &resources.limits, &IO_LIMITS);
-    // A request that was not written is its limit: what is wrong with that was told.
-    let own = resources
-        .requests
-        .iter()
-        .filter(|(name, request)| resources.limits.get(*name) != Some(*request));
-    let own = own
-        .map(|(name, request)| (name.clone(), request.clone()))
-        .collect();
-    amounts(errors, &format!("{path}.requests"), &own, &[]);
+    amounts(errors, &format!("{path}.requests"), &resources.requests, &[]);
     for (name, request) in &resources.requests {
         let Some(limit) = resources.limits.get(name) else {
             continue;

@@ -1,0 +1,183 @@
+//! The connection to a cluster, with what every verb needs of it.
+
+use std::path::Path;
+
+use proto::state::v1::Key;
+use proto::v1::Object;
+use rpc::v1::api_client::ApiClient;
+use rpc::v1::{GetRequest, ListRequest, ListResponse, WatchEvent, WatchRequest};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::config::{Config, Context};
+use crate::error::{self, CtlError};
+
+/// Largest message that is taken from the cluster: a list answer of the server's own limit, with room.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Objects asked for in one answer; longer lists are fetched in pages at one revision.
+const PAGE: u32 = 500;
+
+/// One cluster, and the namespace that names without one are in.
+pub(crate) struct Cluster {
+    pub(crate) api: ApiClient<Channel>,
+    /// From `-n`, else `default`.
+    pub(crate) namespace: String,
+    endpoints: String,
+    context: String,
+}
+
+/// Which objects of a kind are asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query {
+    pub(crate) kind: String,
+    /// Empty: all namespaces.
+    pub(crate) namespace: String,
+    pub(crate) labels: String,
+    pub(crate) fields: String,
+}
+
+impl Cluster {
+    /// The cluster of a context. No call is made yet.
+    pub(crate) fn open(
+        config: &Path,
+        context: Option<&str>,
+        namespace: Option<&str>,
+    ) -> Result<Self, CtlError> {
+        let known = Config::read(config)?;
+        Self::connect(known.context(context, config)?, namespace)
+    }
+
+    /// The cluster that `context` describes.
+    pub(crate) fn connect(context: &Context, namespace: Option<&str>) -> Result<Self, CtlError> {
+        let identity = Some((context.cert.as_str(), context.key.as_str()));
+        let channel = rpc::tls::channel(&context.endpoints, &context.ca, identity)
+            .map_err(|error| CtlError::refused(format!("context {}: {}", context.name, chain(&error))))?;
+        let api = ApiClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self {
+            api,
+            namespace: namespace.unwrap_or("default").to_owned(),
+            endpoints: context.endpoints.join(", "),
+            context: context.name.clone(),
+        })
+    }
+
+    /// What a failed call means.
+    pub(crate) fn error(&self, status: Status) -> CtlError {
+        if error::is_unreachable(&status) {
+            return CtlError::Unreachable {
+                endpoints: self.endpoints.clone(),
+                context: self.context.clone(),
+                cause: chain(&status).trim_start_matches("status: ").to_owned(),
+            };
+        }
+        match status.code() {
+            Code::Unauthenticated => CtlError::refused(format!(
+                "{} does not accept the certificate of context {}: {}",
+                self.endpoints,
+                self.context,
+                status.message()
+            )),
+            Code::DeadlineExceeded => CtlError::refused(format!("{} did not answer in time", self.endpoints)),
+            _ => CtlError::Refused(error::lines(&status)),
+        }
+    }
+
+    /// One object; none when it is not there.
+    pub(crate) async fn find(&self, key: Key) -> Result<Option<Object>, CtlError> {
+        match self
+            .api
+            .clone()
+            .get(GetRequest {
+                key: Some(key),
+                stale: false,
+            })
+            .await
+        {
+            Ok(object) => Ok(Some(object.into_inner())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.error(status)),
+        }
+    }
+
+    /// One object, which must be there.
+    pub(crate) async fn get(&self, key: Key) -> Result<Object, CtlError> {
+        match self
+            .api
+            .clone()
+            .get(GetRequest {
+                key: Some(key),
+                stale: false,
+            })
+            .await
+        {
+            Ok(object) => Ok(object.into_inner()),
+            Err(status) => Err(self.error(status)),
+        }
+    }
+
+    /// Every object that matches, at one revision.
+    pub(crate) async fn list(&self, query: &Query) -> Result<ListResponse, CtlError> {
+        let mut all = ListResponse::default();
+        loop {
+            let request = ListRequest {
+                kind: query.kind.clone(),
+                namespace: query.namespace.clone(),
+                label_selector: query.labels.clone(),
+                field_selector: query.fields.clone(),
+                stale: false,
+                limit: PAGE,
+                r#continue: std::mem::take(&mut all.r#continue),
+            };
+            let page = self
+                .api
+                .clone()
+                .list(request)
+                .await
+                .map_err(|status| self.error(status))?
+                .into_inner();
+            all.items.extend(page.items);
+            all.revision = page.revision;
+            all.r#continue = page.r#continue;
+            if all.r#continue.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The changes after a revision; 0 shows first what there is.
+    pub(crate) async fn watch(
+        &self,
+        query: &Query,
+        revision: u64,
+    ) -> Result<Streaming<WatchEvent>, CtlError> {
+        let request = WatchRequest {
+            kind: query.kind.clone(),
+            namespace: query.namespace.clone(),
+            label_selector: query.labels.clone(),
+            field_selector: query.fields.clone(),
+            revision,
+        };
+        let stream = self
+            .api
+            .clone()
+            .watch(request)
+            .await
+            .map_err(|status| self.error(status))?;
+        Ok(stream.into_inner())
+    }
+}
+
+/// An error with all its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,118 @@
+//! Manifests on the command line: files, directories, standard input; all read before anything is asked of the cluster.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use model::read::{Manifest, manifests};
+
+use crate::error::CtlError;
+
+/// Largest manifest file that is read: `model`'s own limit, so that a huge file is refused before it is in memory.
+const FILE_BYTES_MAX: u64 = model::read::TEXT_BYTES_MAX as u64;
+/// Most files of one command.
+const FILES_MAX: usize = 10_000;
+
+/// Arguments of verbs that take manifests.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct Files {
+    /// Manifests: files, directories (their .yaml, .yml and .json files), or - for standard input
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Descend into directories
+    #[arg(short = 'R', long)]
+    pub(crate) recursive: bool,
+}
+
+impl Files {
+    /// Every manifest of every file; every refusal of every file when there is one.
+    pub(crate) fn read(&self, further: &[PathBuf]) -> Result<Vec<Manifest>, CtlError> {
+        let mut paths = Vec::new();
+        for path in self.filename.iter().chain(further) {
+            self.expand(path, true, &mut paths)?;
+        }
+        let mut read = Vec::new();
+        let mut refusals: Vec<String> = Vec::new();
+        for path in &paths {
+            let (name, bytes) = match load(path) {
+                Ok(loaded) => loaded,
+                Err(CtlError::Refused(lines)) => {
+                    refusals.extend(lines);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match manifests(&name, &bytes) {
+                Ok(more) => read.extend(more),
+                Err(more) => refusals.extend(more.to_string().lines().map(str::to_owned)),
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(CtlError::Refused(refusals));
+        }
+        if read.is_empty() {
+            return Err(CtlError::refused("no manifests were found"));
+        }
+        Ok(read)
+    }
+
+    fn expand(&self, path: &Path, named: bool, paths: &mut Vec<PathBuf>) -> Result<(), CtlError> {
+        let failed = || format!("failed to read {}", path.display());
+        if paths.len() >= FILES_MAX {
+            return Err(CtlError::refused(format!("more than {FILES_MAX} files")));
+        }
+        if path == Path::new("-") {
+            paths.push(path.to_owned());
+            return Ok(());
+        }
+        let meta = std::fs::metadata(path).map_err(CtlError::io(failed()))?;
+        if !meta.is_dir() {
+            paths.push(path.to_owned());
+            return Ok(());
+        }
+        if !named && !self.recursive {
+            return Ok(());
+        }
+        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let mut entries: Vec<PathBuf> = entries
+            .map_err(CtlError::io(failed()))?
+            .into_iter()
+            .map(|entry| entry.path())
+            .collect();
+        entries.sort();
+        for entry in entries {
+            let is_manifest = entry
+                .extension()
+                .is_some_and(|end| ["yaml", "yml", "json"].iter().any(|known| end == *known));
+            if is_manifest || entry.is_dir() {
+                self.expand(&entry, false, paths)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file's shown name and its bytes.
+fn load(path: &Path) -> Result<(String, Vec<u8>), CtlError> {
+    let stdin = path == Path::new("-");
+    let name = if stdin {
+        "<stdin>".to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let failed = || format!("failed to read {name}");
+    let file: Box<dyn Read> = match stdin {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(std::fs::File::open(path).map_err(CtlError::io(failed()))?),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(CtlError::io(failed()))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let limit = FILE_BYTES_MAX >> 20;
+        return Err(CtlError::refused(format!(
+            "{name}:1:1: larger than {limit} MiB; split it into several files"
+        )));
+    }
+    Ok((name, bytes))
+}

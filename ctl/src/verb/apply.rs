@@ -1,0 +1,160 @@
+//! `ctl apply FILE...`: create or update what manifests describe. All documents are one transaction.
+
+use std::path::PathBuf;
+
+use model::object;
+use model::read::Manifest;
+use proto::v1::Object;
+use rpc::v1::{ApplyItem, ApplyRequest, Refusals};
+
+use crate::cluster::Cluster;
+use crate::error::{self, CtlError};
+use crate::files::Files;
+use crate::output::Output;
+use crate::{target, waiting};
+
+/// Arguments of `ctl apply`.
+#[derive(clap::Args)]
+pub(crate) struct Apply {
+    /// Manifests: files, directories or -
+    #[arg(value_name = "FILE|DIR|-")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// server: let the cluster decide everything and change nothing
+    #[arg(long, value_name = "WHERE", value_parser = ["server", "none"], default_value = "none")]
+    dry_run: String,
+    /// Wait until what was applied is ready
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = crate::age::parse)]
+    timeout: u64,
+    /// yaml, json or name: show the objects as they are now
+    #[arg(short, long, value_name = "FORMAT", value_parser = ["yaml", "json", "name"])]
+    output: Option<String>,
+}
+
+/// Reads all, asks once, prints a line for each object.
+pub(crate) async fn run(
+    args: Apply,
+    cluster: &Cluster,
+    namespace: Option<&str>,
+    out: &mut Output,
+) -> Result<(), CtlError> {
+    if args.paths.is_empty() && args.files.filename.is_empty() {
+        return Err(CtlError::Usage(
+            "name a manifest: `ctl apply FILE`, a directory, or -".to_owned(),
+        ));
+    }
+    let mut manifests = args.files.read(&args.paths)?;
+    place(&mut manifests, cluster, namespace)?;
+    let dry_run = args.dry_run == "server";
+    let objects: Vec<Object> = manifests.iter().map(|manifest| manifest.object.clone()).collect();
+    let response = send(cluster, objects, "APPLY", dry_run)
+        .await
+        .map_err(|status| refuse(cluster, &manifests, status))?;
+    let suffix = if dry_run { " (server dry run)" } else { "" };
+    let mut applied = Vec::new();
+    for result in response.results {
+        let Some(object) = result.object else { continue };
+        let shown = target::shown(&object::key(&object));
+        match args.output.as_deref() {
+            None => out.line(format_args!("{shown} {}{suffix}", result.outcome))?,
+            Some("name") => out.line(shown)?,
+            Some("json") => out.line(crate::rows::json_text(&object)?)?,
+            Some(_) => out.bytes(format!("---\n{}", model::write::yaml(&object)).as_bytes())?,
+        }
+        applied.push(object);
+    }
+    if args.wait && !dry_run {
+        for object in &applied {
+            waiting::until_ready(cluster, &object::key(object), args.timeout, out).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One `Apply` call for all.
+pub(crate) async fn send(
+    cluster: &Cluster,
+    objects: Vec<Object>,
+    mode: &str,
+    dry_run: bool,
+) -> Result<rpc::v1::ApplyResponse, tonic::Status> {
+    let items = objects
+        .into_iter()
+        .map(|object| ApplyItem {
+            object: Some(object),
+            mode: mode.to_owned(),
+        })
+        .collect();
+    let request = ApplyRequest {
+        items,
+        dry_run,
+        request_id: request_id()?,
+    };
+    Ok(cluster.api.clone().apply(request).await?.into_inner())
+}
+
+/// Unique to this call, so that a retry after a lost answer is not a second write.
+pub(crate) fn request_id() -> Result<String, tonic::Status> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| tonic::Status::internal(format!("no random numbers: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Gives each object its namespace: its own, else that of `-n`, else `default`. Two different ones are refused.
+pub(crate) fn place(
+    manifests: &mut [Manifest],
+    cluster: &Cluster,
+    flag: Option<&str>,
+) -> Result<(), CtlError> {
+    let mut refusals = Vec::new();
+    for manifest in manifests {
+        if !object::kind(&manifest.object).namespaced() {
+            continue;
+        }
+        let meta = object::meta_mut(&mut manifest.object);
+        match flag {
+            Some(flag) if !meta.namespace.is_empty() && meta.namespace != flag => refusals.push(format!(
+                "{}:{}: metadata.namespace: `{}` differs from -n {flag}",
+                manifest.file, manifest.line, meta.namespace
+            )),
+            _ if meta.namespace.is_empty() => meta.namespace.clone_from(&cluster.namespace),
+            _ => {}
+        }
+    }
+    if refusals.is_empty() {
+        Ok(())
+    } else {
+        Err(CtlError::Refused(refusals))
+    }
+}
+
+/// The server's refusals, each at its line of its file.
+fn refuse(cluster: &Cluster, manifests: &[Manifest], status: tonic::Status) -> CtlError {
+    use prost::Message;
+    let refusals = match Refusals::decode(status.details()) {
+        Ok(refusals) if !refusals.refusals.is_empty() => refusals.refusals,
+        _ => return cluster.error(status),
+    };
+    let lines = error::lines(&status)
+        .into_iter()
+        .zip(&refusals)
+        .map(|(line, refusal)| match manifests.get(refusal.item as usize) {
+            None => line,
+            Some(manifest) => {
+                let at = manifest.position(&refusal.path);
+                let shown = target::shown(&object::key(&manifest.object));
+                let subject = if refusal.path.is_empty() {
+                    format!("{shown}: ")
+                } else {
+                    String::new()
+                };
+                format!("{}:{}:{}: {subject}{line}", manifest.file, at.line, at.column)
+            }
+        });
+    CtlError::Refused(lines.collect())
+}

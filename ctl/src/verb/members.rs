@@ -1,0 +1,53 @@
+//! `ctl cluster members`: the controllers, their roles and how far each has come.
+
+use clap::Subcommand;
+use rpc::v1::MembersRequest;
+
+use crate::cluster::Cluster;
+use crate::error::CtlError;
+use crate::output::{Output, Table};
+
+/// Arguments of `ctl cluster`.
+#[derive(clap::Args)]
+pub(crate) struct ClusterVerb {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List the members
+    Members,
+}
+
+/// Runs `ctl cluster`.
+pub(crate) async fn run(args: ClusterVerb, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let Verb::Members = args.verb;
+    let answer = cluster
+        .api
+        .clone()
+        .members(MembersRequest {})
+        .await
+        .map_err(|status| cluster.error(status))?;
+    let members = answer.into_inner().members;
+    let newest = members
+        .iter()
+        .map(|member| member.last_log_index)
+        .max()
+        .unwrap_or_default();
+    let mut table = Table::new(["ID", "NAME", "ROLE", "ADDRESS", "PEER-ADDRESS", "APPLIED", "LAG"]);
+    for member in members {
+        let known = member.role != "unreachable";
+        let number = |number: u64| if known { number.to_string() } else { String::new() };
+        table.row(vec![
+            member.id.to_string(),
+            member.name,
+            member.role.clone(),
+            member.address,
+            member.peer_address,
+            number(member.applied_index),
+            number(newest.saturating_sub(member.applied_index)),
+        ]);
+    }
+    out.table(&table)
+}
