@@ -3,8 +3,8 @@
 use proto::v1::int_or_string::Value;
 use proto::v1::object::Object as Any;
 use proto::v1::{
-    Container, Deployment, DeploymentStrategy, EmptyDirVolumeSource, IntOrString, Object, PodSpec, Probe,
-    RollingUpdateDeployment, SeccompProfile,
+    Container, Deployment, DeploymentStrategy, EmptyDirVolumeSource, IntOrString, Object, PodSpec,
+    PodTemplateSpec, Probe, RollingUpdateDeployment, SeccompProfile,
 };
 
 use crate::{image, object};
@@ -17,10 +17,11 @@ pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 pub const GRACE_SECONDS: i32 = 30;
 /// Permissions of the files of a config map.
 pub const FILE_MODE: i32 = 0o644;
-/// Limits that Kubernetes knows as requests too; a request that was not written is the limit.
-const REQUESTED: [&str; 2] = ["cpu", "memory"];
+/// Resources that can be requested and limited; a request that was not written is the limit.
+pub const REQUESTED: [&str; 2] = ["cpu", "memory"];
 
-/// Fills in what was not written. A second time changes nothing.
+/// Fills in what was not written. A second time changes nothing. What must be written (a spec, a template) is left out, so
+/// that validation can say so.
 pub fn object(object: &mut Object) {
     let Some(kind) = object::try_kind(object) else {
         return;
@@ -29,16 +30,15 @@ pub fn object(object: &mut Object) {
     let meta = object::meta_mut(object);
     if kind.namespaced() {
         text(&mut meta.namespace, NAMESPACE);
-    } else {
-        meta.namespace.clear();
     }
     match &mut object.object {
-        Some(Any::Pod(inner)) => pod_spec(inner.spec.get_or_insert_default()),
+        Some(Any::Pod(inner)) => inner.spec.iter_mut().for_each(pod_spec),
         Some(Any::Deployment(inner)) => deployment(inner),
         Some(Any::ReplicaSet(inner)) => {
-            let spec = inner.spec.get_or_insert_default();
-            spec.replicas.get_or_insert(1);
-            pod_spec(spec.template.get_or_insert_default().spec.get_or_insert_default());
+            if let Some(spec) = &mut inner.spec {
+                spec.replicas.get_or_insert(1);
+                spec.template.iter_mut().for_each(template);
+            }
         }
         Some(Any::Event(inner)) => text(&mut inner.r#type, "Normal"),
         Some(Any::Namespace(_) | Any::Node(_) | Any::ConfigMap(_)) | None => {}
@@ -58,7 +58,7 @@ fn number(field: &mut i32, default: i32) {
 }
 
 fn deployment(deployment: &mut Deployment) {
-    let spec = deployment.spec.get_or_insert_default();
+    let Some(spec) = &mut deployment.spec else { return };
     spec.replicas.get_or_insert(1);
     spec.revision_history_limit.get_or_insert(10);
     spec.progress_deadline_seconds.get_or_insert(600);
@@ -74,7 +74,11 @@ fn deployment(deployment: &mut Deployment) {
         rolling.max_unavailable.get_or_insert_with(quarter);
         rolling.max_surge.get_or_insert_with(quarter);
     }
-    pod_spec(spec.template.get_or_insert_default().spec.get_or_insert_default());
+    spec.template.iter_mut().for_each(template);
+}
+
+fn template(template: &mut PodTemplateSpec) {
+    template.spec.iter_mut().for_each(pod_spec);
 }
 
 /// Fills in a pod's spec.

@@ -143,6 +143,11 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
     }
     if kind.namespaced() {
         errors.check("metadata.namespace", name::dns1123_label(&meta.namespace));
+    } else if !meta.namespace.is_empty() {
+        errors.add(
+            "metadata.namespace",
+            format!("a {kind} is in no namespace: remove it"),
+        );
     }
     for (index, owner) in meta.owner_references.iter().enumerate() {
         let path = format!("metadata.ownerReferences[{index}]");

@@ -108,3 +108,9 @@ pub fn value_yaml(value: &Value) -> String {
     }
     text
 }
+
+/// Any JSON value as indented text. JSON allows a raw DEL in a text, YAML does not: it is escaped, so that our reader, which
+/// reads JSON as YAML, takes it.
+pub fn value_json(value: &Value) -> String {
+    format!("{value:#}").replace('\u{7f}', "\\u007f")
+}

@@ -235,7 +235,7 @@ fn a_name_that_dns_cannot_have_is_refused() {
 fn kinds_are_told_apart() {
     assert_refused(
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n",
-        &["f.yaml:2:7: kind: kind Service is not supported yet"],
+        &["f.yaml:2:7: kind: Service is not supported yet"],
     );
     assert_refused(
         "apiVersion: v1\nkind: Pood\n",
@@ -359,4 +359,20 @@ fn json_is_read_also_with_tabs() {
     let text = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"ConfigMap\",\n\t\"metadata\": {\"name\": \"a\"},\n\t\"data\": {\"k\": \"a\\/b \\ud83d\\ude00\"}\n}\n";
     let read = accepted(text);
     assert_eq!(model::write::json(&read[0].object)["data"]["k"], "a/b \u{1f600}");
+}
+
+#[test]
+fn a_field_in_the_wrong_place_is_told_the_right_one() {
+    assert_refused(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  containers: []\n  selector: {matchLabels: {a: b}}\n",
+        &["f.yaml:5:3: spec.containers: unknown field; did you mean `spec.template.spec.containers`?"],
+    );
+}
+
+#[test]
+fn a_kind_without_namespace_cannot_be_in_one() {
+    assert_refused(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}\n",
+        &["f.yaml:3:32: metadata.namespace: a Namespace is in no namespace: remove it"],
+    );
 }

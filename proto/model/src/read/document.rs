@@ -8,7 +8,7 @@ use proto::v1::Object;
 use super::tree::{Node, Value};
 use super::walk::{self, Walk};
 use super::{DEPTH_MAX, Manifest, NODES_MAX, Position, Reader, nearest_position, parent, refusal};
-use crate::{Kind, default, object, schema, validate};
+use crate::{Kind, KindError, default, object, schema, validate};
 
 /// What a list may have besides its items.
 const LIST_FIELDS: [&str; 4] = ["apiVersion", "kind", "metadata", "items"];
@@ -58,8 +58,11 @@ impl Reader<'_> {
         }
         match Kind::from_manifest(&api_version, &kind) {
             Ok(kind) => self.object(root, kind),
-            Err(error @ crate::KindError::Version { .. }) => {
+            Err(error @ KindError::Version { .. }) => {
                 self.refuse(version_at, "apiVersion", error.to_string())
+            }
+            Err(KindError::Unsupported { kind }) => {
+                self.refuse(kind_at, "kind", format!("{kind} is not supported yet"));
             }
             Err(error) => self.refuse(kind_at, "kind", error.to_string()),
         }
@@ -97,7 +100,7 @@ impl Reader<'_> {
 
     fn object(&mut self, root: &Rc<Node>, kind: Kind) {
         let inner = schema::message(&kind.message()).expect("the schema has every kind");
-        let mut walk = Walk::new(&mut self.nodes);
+        let mut walk = Walk::new(&inner, &mut self.nodes);
         let message = walk.message(root, &inner);
         let (positions, refused) = (walk.positions, walk.refusals);
         for (at, path, message) in &refused {

@@ -370,6 +370,9 @@ fn syntax(error: &ScanError) -> String {
             "a tab cannot indent YAML: use spaces".to_owned()
         }
         ErrorKind::RecursionLimitExceeded => format!("nested deeper than {DEPTH_MAX} levels"),
+        ErrorKind::ExpectedDocumentStart => {
+            "not valid YAML: something follows the end of the document; `---` separates documents".to_owned()
+        }
         ErrorKind::UnknownAnchor => "an alias to an anchor that is not there".to_owned(),
         _ => format!("not valid YAML: {}", error.info()),
     }

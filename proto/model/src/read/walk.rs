@@ -26,16 +26,19 @@ pub(super) struct Walk<'a> {
     pub(super) positions: HashMap<String, Position>,
     /// Place, path, message.
     pub(super) refusals: Vec<(Position, String, String)>,
+    /// The object's own message, for fields that stand in the wrong place.
+    root: &'a MessageDescriptor,
     /// Values looked at in the whole file.
     nodes: &'a mut usize,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(nodes: &'a mut usize) -> Walk<'a> {
+    pub(super) fn new(root: &'a MessageDescriptor, nodes: &'a mut usize) -> Walk<'a> {
         Walk {
             path: String::new(),
             positions: HashMap::new(),
             refusals: Vec::new(),
+            root,
             nodes,
         }
     }
@@ -136,7 +139,12 @@ impl<'a> Walk<'a> {
             .map(FieldDescriptor::name)
             .chain(descriptor.reserved_names());
         let suggestion = schema::nearest(&entry.key, names);
-        let message = format!("unknown field{}", schema::hint(suggestion.as_deref()));
+        let elsewhere = || place_of(self.root, &entry.key).map(|path| format!("; did you mean `{path}`?"));
+        let hint = match suggestion {
+            Some(_) => schema::hint(suggestion.as_deref()),
+            None => elsewhere().unwrap_or_default(),
+        };
+        let message = format!("unknown field{hint}");
         self.refuse_below(entry.at, &step, message);
     }
 
@@ -284,6 +292,36 @@ impl<'a> Walk<'a> {
         message.set_field_by_name("nanos", Field::I32(nanos));
         Some(message)
     }
+}
+
+/// Where in an object a field of this name stands, the place nearest to the root: most fields that are unknown are known
+/// elsewhere, as `containers` directly below a deployment's `spec`.
+fn place_of(root: &MessageDescriptor, name: &str) -> Option<String> {
+    let mut level = vec![(String::new(), root.clone())];
+    // The schema's messages do not contain themselves; the bound is for the day when one does.
+    for _ in 0..8 {
+        let mut next = Vec::new();
+        for (path, message) in level {
+            for field in message.fields() {
+                let step = if field.is_list() { "[]" } else { "" };
+                let path = if path.is_empty() {
+                    field.name().to_owned()
+                } else {
+                    format!("{path}.{}", field.name())
+                };
+                if field.name() == name {
+                    return Some(path);
+                }
+                if let (Kind::Message(inner), false) =
+                    (field.kind(), field.is_map() || field.name() == "status")
+                {
+                    next.push((format!("{path}{step}"), inner));
+                }
+            }
+        }
+        level = next;
+    }
+    None
 }
 
 /// A text for a message: quoted, and not megabytes of it.

@@ -6,6 +6,7 @@ use proto::v1::{Container, EnvVarSource, PodSpec, Quantity, ResourceRequirements
 
 use super::probe::{self, Purpose};
 use super::{Errors, security, volume};
+use crate::default::REQUESTED;
 use crate::{image, name, quantity};
 
 /// Block I/O limits, under our own names.
@@ -217,7 +218,18 @@ fn field_path(errors: &mut Errors, path: String, text: &str) {
 
 fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) {
     amounts(errors, &format!("{path}.limits"), &resources.limits, &IO_LIMITS);
-    amounts(errors, &format!("{path}.requests"), &resources.requests, &[]);
+    // A request that was not written is its limit: what is wrong with that was told.
+    let copied = |name: &str, request: &Quantity| {
+        REQUESTED.contains(&name) && resources.limits.get(name) == Some(request)
+    };
+    let own = resources
+        .requests
+        .iter()
+        .filter(|(name, request)| !copied(name, request));
+    let own = own
+        .map(|(name, request)| (name.clone(), request.clone()))
+        .collect();
+    amounts(errors, &format!("{path}.requests"), &own, &[]);
     for (name, request) in &resources.requests {
         let Some(limit) = resources.limits.get(name) else {
             continue;
@@ -234,8 +246,8 @@ fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) 
 fn amounts(errors: &mut Errors, path: &str, amounts: &BTreeMap<String, Quantity>, more: &[&str]) {
     for (name, written) in amounts {
         let path = format!("{path}[{name}]");
-        if name != "cpu" && name != "memory" && !more.contains(&name.as_str()) {
-            let mut allowed = vec!["cpu", "memory"];
+        if !REQUESTED.contains(&name.as_str()) && !more.contains(&name.as_str()) {
+            let mut allowed = REQUESTED.to_vec();
             allowed.extend(more);
             let hint = crate::schema::nearest(name, allowed.iter().copied());
             let message = match hint {
