@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use model::{Kind, object};
-use proto::state::v1::{ClusterSettings, Key, Token};
+use proto::state::v1::{ClusterSettings, CommandReply, Key, Token};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};
 
@@ -116,6 +116,11 @@ impl State {
     /// One join token.
     pub fn token(&self, id: &str) -> Option<&Token> {
         self.tokens.get(id).map(AsRef::as_ref)
+    }
+
+    /// The answer to a request that was carried out or refused lately, by its request id.
+    pub fn reply(&self, request_id: &str) -> Option<&CommandReply> {
+        self.replies.get(request_id)
     }
 
     pub(crate) fn entries<'a>(

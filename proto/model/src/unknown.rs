@@ -31,10 +31,14 @@ pub fn fields(message: &[u8], type_name: &str) -> Result<Vec<String>, UnknownErr
     let descriptor = schema::message(type_name).ok_or_else(|| UnknownError::Type {
         name: type_name.to_owned(),
     })?;
-    let message = DynamicMessage::decode(descriptor, message)?;
+    Ok(of(&DynamicMessage::decode(descriptor, message)?))
+}
+
+/// As [`fields`], of a message that the caller has decoded by a schema of its own, such as that of the calls.
+pub fn of(message: &DynamicMessage) -> Vec<String> {
     let mut places = Vec::new();
-    walk(&message, "", &mut places);
-    Ok(places)
+    walk(message, "", &mut places);
+    places
 }
 
 // Recursion is bounded by prost's own limit of 100 levels while decoding.

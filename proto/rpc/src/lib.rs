@@ -1,4 +1,4 @@
-//! The services that clients, agents and members call, generated from `../schema/{api,agent,raft}.proto` for tonic, and
+//! The services that clients, agents and members call, generated from `../schema/{api,agent,raft,peer}.proto` for tonic, and
 //! what every caller needs before its first call: a TLS channel and the text form of join tokens.
 
 pub mod tls;
@@ -15,3 +15,7 @@ pub mod token;
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/bulkhead.rpc.v1.rs"));
 }
+
+/// The compiled schema of the calls, an encoded `google.protobuf.FileDescriptorSet`: authorization and strict reading of
+/// requests walk it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
