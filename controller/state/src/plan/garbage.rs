@@ -1,16 +1,27 @@
 //! What owners leave behind, and owners that wait for what they own (foreground deletion).
 
+use std::collections::BTreeSet;
+
 use model::Kind;
 use proto::state::v1::Remove;
 use proto::state::v1::operation::Operation as Op;
 
 use super::{Plan, delete};
+use crate::key::ObjectKey;
 
 impl Plan<'_> {
     pub(super) fn garbage(&mut self) {
         let state = self.state;
-        let dependents = state.ownerless.iter().flat_map(|uid| state.owned(uid));
+        // A set: what two lost owners had is told of once.
+        let dependents: BTreeSet<&ObjectKey> = state
+            .ownerless
+            .iter()
+            .flat_map(|uid| state.owned(uid))
+            .map(|(key, _)| key)
+            .collect();
         let deletes: Vec<Op> = dependents
+            .into_iter()
+            .filter_map(|key| Some((key, state.records.get(key)?)))
             .filter(|(_, record)| !record.deleting())
             // One owner that lives is enough to stay.
             .filter(|(_, record)| {
