@@ -113,7 +113,7 @@ impl State {
             state: self.clone(),
             changes: Vec::new(),
             objects: Vec::new(),
-            time: command.time.clone().unwrap_or_default(),
+            time: command.time.unwrap_or_default(),
         };
         let dry = matches!(&command.kind, Some(Body::Transaction(transaction)) if transaction.dry_run);
         let (reply, changes) = match trial.run(command) {
@@ -196,7 +196,7 @@ impl Trial {
                 name: "default".to_owned(),
                 uid: identity::uid(&["namespace", &settings.cluster_id, "default"]),
                 generation: 1,
-                creation_timestamp: Some(self.time.clone()),
+                creation_timestamp: Some(self.time),
                 ..Default::default()
             }),
             status: Some(NamespaceStatus {

@@ -40,7 +40,7 @@ fn timed(old: &[Condition], new: &Condition, time: &Timestamp) -> Condition {
                 .clone_from(&before.last_transition_time);
         }
         _ => {
-            condition.last_transition_time.get_or_insert_with(|| time.clone());
+            condition.last_transition_time.get_or_insert(*time);
         }
     }
     condition

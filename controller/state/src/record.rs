@@ -144,8 +144,8 @@ impl PodRecord {
         meta.uid = self.uid.as_ref().to_owned();
         meta.resource_version = self.resource_version.to_string();
         meta.generation = self.generation;
-        meta.creation_timestamp = self.created.clone();
-        meta.deletion_timestamp = self.deleted.clone();
+        meta.creation_timestamp = self.created;
+        meta.deletion_timestamp = self.deleted;
         meta.deletion_grace_period_seconds = self.grace;
         meta
     }

@@ -69,7 +69,7 @@ impl Trial {
             return;
         }
         let mut ending = pod.clone();
-        ending.deleted.get_or_insert_with(|| self.time.clone());
+        ending.deleted.get_or_insert(self.time);
         ending.grace = Some(grace);
         self.store_pod(key.clone(), ending);
     }
@@ -93,7 +93,7 @@ impl Trial {
         }
         let mut object = record.object(key);
         let meta = object::meta_mut(&mut object);
-        meta.deletion_timestamp = Some(self.time.clone());
+        meta.deletion_timestamp = Some(self.time);
         meta.deletion_grace_period_seconds = Some(0);
         if let Some(Any::Namespace(namespace)) = &mut object.object {
             "Terminating".clone_into(&mut namespace.status.get_or_insert_default().phase);

@@ -71,7 +71,7 @@ impl Trial {
                 name: meta.name,
                 uid: meta.uid,
                 generation: 1,
-                creation_timestamp: Some(self.time.clone()),
+                creation_timestamp: Some(self.time),
                 labels,
                 annotations: meta.annotations,
                 ..Default::default()

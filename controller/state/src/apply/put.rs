@@ -63,7 +63,7 @@ impl Trial {
         let meta = object::meta_mut(&mut object);
         stamp(meta, key);
         meta.generation = i32::from(key.kind != Kind::ConfigMap);
-        meta.creation_timestamp = Some(self.time.clone());
+        meta.creation_timestamp = Some(self.time);
         meta.deletion_timestamp = None;
         meta.deletion_grace_period_seconds = None;
         match &mut object.object {
@@ -96,7 +96,7 @@ impl Trial {
             uid,
             resource_version: 0,
             generation: 1,
-            created: Some(self.time.clone()),
+            created: Some(self.time),
             deleted: None,
             grace: None,
             node: "".into(),

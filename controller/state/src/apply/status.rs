@@ -130,7 +130,7 @@ impl Trial {
             return refuse(Reason::Invalid, format!("the status of {key} is too large"));
         }
         let record = self.find(&key, &object::meta(given).uid)?;
-        let time = self.time.clone();
+        let time = self.time;
         // What stays and what was given, by condition; `removed` are taken away.
         let merge = |old: &[Condition], new: &[Condition]| {
             let mut merged = conditions::with(old, new, &time);

@@ -16,7 +16,7 @@ const LEASE_MS: i64 = 6000;
 /// A step of the simulation.
 const STEP_MS: i64 = 500;
 
-pub struct Cluster {
+pub(crate) struct Cluster {
     pub state: State,
     pub now: i64,
     /// Nodes whose agent is silent, with the time of the last word.
@@ -30,7 +30,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(nodes: &[&str]) -> Cluster {
+    pub(crate) fn new(nodes: &[&str]) -> Cluster {
         let mut cluster = Cluster {
             state: cluster(),
             now: 1_000_000,
@@ -51,7 +51,7 @@ impl Cluster {
     }
 
     /// Whether it was carried out.
-    pub fn apply(&mut self, command: &Command) -> bool {
+    pub(crate) fn apply(&mut self, command: &Command) -> bool {
         let mut copy = self.state.clone();
         let outcome = self.state.apply(command);
         assert_eq!(copy.apply(command), outcome, "apply is deterministic");
@@ -59,16 +59,16 @@ impl Cluster {
         outcome.applied()
     }
 
-    pub fn put(&mut self, object: proto::v1::Object) {
+    pub(crate) fn put(&mut self, object: proto::v1::Object) {
         let outcome = self.state.apply(&transaction(self.now, vec![put(object)]));
         applied(&outcome);
     }
 
-    pub fn silence(&mut self, node: &str) {
+    pub(crate) fn silence(&mut self, node: &str) {
         self.silent.insert(node.to_owned(), self.now);
     }
 
-    pub fn wake(&mut self, node: &str) {
+    pub(crate) fn wake(&mut self, node: &str) {
         self.silent.remove(node);
     }
 
@@ -89,7 +89,7 @@ impl Cluster {
     }
 
     /// One pass of the leader and of every agent. Whether anything happened.
-    pub fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         self.now += STEP_MS;
         let before = self.state.revision();
         for command in plan::commands(&self.state, self.now, &self.world()) {
@@ -137,7 +137,7 @@ impl Cluster {
     }
 
     /// Goes on until nothing happens for longer than anything waits.
-    pub fn settle(&mut self, mut each: impl FnMut(&Cluster)) {
+    pub(crate) fn settle(&mut self, mut each: impl FnMut(&Cluster)) {
         let mut quiet = 0;
         for _ in 0..2000 {
             quiet = if self.step() { 0 } else { quiet + 1 };
@@ -149,7 +149,7 @@ impl Cluster {
         panic!("the cluster never rests");
     }
 
-    pub fn pods(&self) -> Vec<Pod> {
+    pub(crate) fn pods(&self) -> Vec<Pod> {
         let pods = self.state.list(model::Kind::Pod, None, None);
         pods.filter_map(|object| match object.object {
             Some(Any::Pod(pod)) => Some(pod),
@@ -159,7 +159,7 @@ impl Cluster {
     }
 
     /// Pods that are not on their way out, and those of them that are ready.
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let pods = self.pods();
         let active = pods
             .iter()
@@ -174,7 +174,7 @@ impl Cluster {
     }
 
     /// How many pods each node has.
-    pub fn spread(&self) -> BTreeMap<String, usize> {
+    pub(crate) fn spread(&self) -> BTreeMap<String, usize> {
         let mut spread = BTreeMap::new();
         for pod in self.pods() {
             *spread.entry(pod.spec.unwrap().node_name).or_default() += 1;
@@ -182,7 +182,7 @@ impl Cluster {
         spread
     }
 
-    pub fn images(&self) -> BTreeSet<String> {
+    pub(crate) fn images(&self) -> BTreeSet<String> {
         self.pods()
             .iter()
             .map(|pod| pod.spec.as_ref().unwrap().containers[0].image.clone())

@@ -17,14 +17,14 @@ use proto::v1::{
 };
 use state::{Outcome, State};
 
-pub fn time(millis: i64) -> Timestamp {
+pub(crate) fn time(millis: i64) -> Timestamp {
     Timestamp {
         seconds: millis / 1000,
         nanos: i32::try_from(millis % 1000 * 1_000_000).unwrap(),
     }
 }
 
-pub fn command(now: i64, kind: Body) -> Command {
+pub(crate) fn command(now: i64, kind: Body) -> Command {
     Command {
         request_id: String::new(),
         time: Some(time(now)),
@@ -33,7 +33,7 @@ pub fn command(now: i64, kind: Body) -> Command {
     }
 }
 
-pub fn transaction(now: i64, operations: Vec<Op>) -> Command {
+pub(crate) fn transaction(now: i64, operations: Vec<Op>) -> Command {
     let operations = operations
         .into_iter()
         .map(|operation| Operation {
@@ -49,18 +49,18 @@ pub fn transaction(now: i64, operations: Vec<Op>) -> Command {
     )
 }
 
-pub fn put(object: Object) -> Op {
+pub(crate) fn put(object: Object) -> Op {
     Op::Put(Put { object: Some(object) })
 }
 
-pub fn delete(kind: &str, name: &str) -> Op {
+pub(crate) fn delete(kind: &str, name: &str) -> Op {
     Op::Delete(DeleteOp {
         key: Some(key(kind, name)),
         ..Default::default()
     })
 }
 
-pub fn key(kind: &str, name: &str) -> Key {
+pub(crate) fn key(kind: &str, name: &str) -> Key {
     let namespace = if matches!(kind, "Namespace" | "Node") {
         ""
     } else {
@@ -73,7 +73,7 @@ pub fn key(kind: &str, name: &str) -> Key {
     }
 }
 
-pub fn settings() -> ClusterSettings {
+pub(crate) fn settings() -> ClusterSettings {
     ClusterSettings {
         cluster_id: "c1".to_owned(),
         pod_cidr: "10.244.0.0/16".to_owned(),
@@ -84,18 +84,18 @@ pub fn settings() -> ClusterSettings {
 }
 
 /// A cluster with its settings and the namespace default.
-pub fn cluster() -> State {
+pub(crate) fn cluster() -> State {
     let mut state = State::new();
     applied(&state.apply(&command(0, Body::Settings(settings()))));
     state
 }
 
 /// A uid that looks like one, from a name.
-pub fn uid(name: &str) -> String {
+pub(crate) fn uid(name: &str) -> String {
     format!("uid-{name}")
 }
 
-pub fn meta(name: &str) -> ObjectMeta {
+pub(crate) fn meta(name: &str) -> ObjectMeta {
     ObjectMeta {
         name: name.to_owned(),
         namespace: "default".to_owned(),
@@ -104,7 +104,7 @@ pub fn meta(name: &str) -> ObjectMeta {
     }
 }
 
-pub fn namespace(name: &str) -> Object {
+pub(crate) fn namespace(name: &str) -> Object {
     let metadata = ObjectMeta {
         namespace: String::new(),
         ..meta(name)
@@ -115,7 +115,7 @@ pub fn namespace(name: &str) -> Object {
     })
 }
 
-pub fn config(name: &str, value: &str) -> Object {
+pub(crate) fn config(name: &str, value: &str) -> Object {
     let data = [("key".to_owned(), value.to_owned())].into();
     model::object::from(ConfigMap {
         metadata: Some(meta(name)),
@@ -124,7 +124,7 @@ pub fn config(name: &str, value: &str) -> Object {
     })
 }
 
-pub fn pod_spec(image: &str, requests: &[(&str, &str)]) -> PodSpec {
+pub(crate) fn pod_spec(image: &str, requests: &[(&str, &str)]) -> PodSpec {
     let requests = requests.iter().map(|(name, text)| {
         (
             (*name).to_owned(),
@@ -148,7 +148,7 @@ pub fn pod_spec(image: &str, requests: &[(&str, &str)]) -> PodSpec {
     }
 }
 
-pub fn pod(name: &str) -> Pod {
+pub(crate) fn pod(name: &str) -> Pod {
     Pod {
         metadata: Some(meta(name)),
         spec: Some(pod_spec("web:1", &[])),
@@ -156,7 +156,7 @@ pub fn pod(name: &str) -> Pod {
     }
 }
 
-pub fn deployment(name: &str, replicas: i32, image: &str) -> Deployment {
+pub(crate) fn deployment(name: &str, replicas: i32, image: &str) -> Deployment {
     let labels: BTreeMap<String, String> = [("app".to_owned(), name.to_owned())].into();
     Deployment {
         metadata: Some(meta(name)),
@@ -179,7 +179,7 @@ pub fn deployment(name: &str, replicas: i32, image: &str) -> Deployment {
     }
 }
 
-pub fn join(now: i64, name: &str) -> Command {
+pub(crate) fn join(now: i64, name: &str) -> Command {
     let metadata = ObjectMeta {
         namespace: String::new(),
         ..meta(name)
@@ -195,7 +195,7 @@ pub fn join(now: i64, name: &str) -> Command {
     )
 }
 
-pub fn node_status(now: i64, name: &str, amounts: &[(&str, &str)]) -> Command {
+pub(crate) fn node_status(now: i64, name: &str, amounts: &[(&str, &str)]) -> Command {
     let allocatable = amounts.iter().map(|(name, text)| {
         (
             (*name).to_owned(),
@@ -221,15 +221,21 @@ pub fn node_status(now: i64, name: &str, amounts: &[(&str, &str)]) -> Command {
     )
 }
 
-pub fn report(now: i64, pod: &str, node: &str, status: PodStatus) -> Command {
+pub(crate) fn report(now: i64, pod: &str, node: &str, status: PodStatus) -> Command {
     report_by_uid(now, &uid(pod), node, Some(status), false)
 }
 
-pub fn gone(now: i64, pod: &str, node: &str) -> Command {
+pub(crate) fn gone(now: i64, pod: &str, node: &str) -> Command {
     report_by_uid(now, &uid(pod), node, None, true)
 }
 
-pub fn report_by_uid(now: i64, uid: &str, node: &str, status: Option<PodStatus>, gone: bool) -> Command {
+pub(crate) fn report_by_uid(
+    now: i64,
+    uid: &str,
+    node: &str,
+    status: Option<PodStatus>,
+    gone: bool,
+) -> Command {
     let pods = vec![PodStatusUpdate {
         uid: uid.to_owned(),
         node: node.to_owned(),
@@ -245,7 +251,7 @@ pub fn report_by_uid(now: i64, uid: &str, node: &str, status: Option<PodStatus>,
     )
 }
 
-pub fn condition(kind: &str, status: &str) -> Condition {
+pub(crate) fn condition(kind: &str, status: &str) -> Condition {
     Condition {
         r#type: kind.to_owned(),
         status: status.to_owned(),
@@ -253,7 +259,7 @@ pub fn condition(kind: &str, status: &str) -> Condition {
     }
 }
 
-pub fn running(ready: bool) -> PodStatus {
+pub(crate) fn running(ready: bool) -> PodStatus {
     let ready = condition("Ready", if ready { "True" } else { "False" });
     PodStatus {
         phase: "Running".to_owned(),
@@ -262,7 +268,7 @@ pub fn running(ready: bool) -> PodStatus {
     }
 }
 
-pub fn bind(pod: &str, node: &str) -> Op {
+pub(crate) fn bind(pod: &str, node: &str) -> Op {
     Op::Bind(Bind {
         pod: Some(key("Pod", pod)),
         uid: uid(pod),
@@ -271,13 +277,13 @@ pub fn bind(pod: &str, node: &str) -> Op {
 }
 
 #[track_caller]
-pub fn applied(outcome: &Outcome) {
+pub(crate) fn applied(outcome: &Outcome) {
     assert!(outcome.applied(), "{:?}", outcome.reply);
 }
 
 /// The reason and text of a refusal.
 #[track_caller]
-pub fn refused(outcome: &Outcome) -> (String, String) {
+pub(crate) fn refused(outcome: &Outcome) -> (String, String) {
     assert!(outcome.changes.is_empty(), "a refused command changes nothing");
     match &outcome.reply.reply {
         Some(Reply::Refused(refused)) => (refused.reason.clone(), refused.message.clone()),
@@ -287,7 +293,7 @@ pub fn refused(outcome: &Outcome) -> (String, String) {
 
 /// Applies operations that are to succeed.
 #[track_caller]
-pub fn run(state: &mut State, now: i64, operations: Vec<Op>) -> Outcome {
+pub(crate) fn run(state: &mut State, now: i64, operations: Vec<Op>) -> Outcome {
     let outcome = state.apply(&transaction(now, operations));
     applied(&outcome);
     state::invariant::check(state).unwrap();
@@ -295,13 +301,13 @@ pub fn run(state: &mut State, now: i64, operations: Vec<Op>) -> Outcome {
 }
 
 #[track_caller]
-pub fn get(state: &State, kind: &str, name: &str) -> Object {
+pub(crate) fn get(state: &State, kind: &str, name: &str) -> Object {
     state
         .get(&key(kind, name))
         .unwrap_or_else(|| panic!("{kind} {name} does not exist"))
 }
 
-pub fn get_pod(state: &State, name: &str) -> Pod {
+pub(crate) fn get_pod(state: &State, name: &str) -> Pod {
     match get(state, "Pod", name).object {
         Some(Any::Pod(pod)) => pod,
         other => panic!("{other:?}"),
@@ -309,7 +315,7 @@ pub fn get_pod(state: &State, name: &str) -> Pod {
 }
 
 /// A cluster with a node n1 that has room, and a pod bound to it.
-pub fn cluster_with_bound_pod(name: &str) -> State {
+pub(crate) fn cluster_with_bound_pod(name: &str) -> State {
     let mut state = cluster();
     applied(&state.apply(&join(0, "n1")));
     run(&mut state, 1000, vec![put(model::object::from(pod(name)))]);
@@ -317,6 +323,6 @@ pub fn cluster_with_bound_pod(name: &str) -> State {
     state
 }
 
-pub fn bytes(state: &State) -> Vec<u8> {
+pub(crate) fn bytes(state: &State) -> Vec<u8> {
     state.encode().flatten().collect()
 }

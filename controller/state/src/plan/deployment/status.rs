@@ -49,9 +49,9 @@ impl Turn<'_> {
                 there => {
                     let now = timestamp(self.now);
                     let since = there.filter(|there| there.status == wanted.status);
-                    let since = since.and_then(|there| there.last_transition_time.clone());
+                    let since = since.and_then(|there| there.last_transition_time);
                     Condition {
-                        last_transition_time: Some(since.unwrap_or_else(|| now.clone())),
+                        last_transition_time: Some(since.unwrap_or(now)),
                         last_update_time: Some(now),
                         ..wanted
                     }
