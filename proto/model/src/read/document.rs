@@ -7,7 +7,9 @@ use proto::v1::Object;
 
 use super::tree::{Node, Value};
 use super::walk::{self, Walk};
-use super::{DEPTH_MAX, Manifest, NODES_MAX, Position, Reader, nearest_position, parent, refusal};
+use super::{
+    DEPTH_MAX, Manifest, NODES_MAX, Position, REFUSALS_MAX, Reader, nearest_position, parent, refusal,
+};
 use crate::{Kind, KindError, default, object, schema, validate};
 
 /// What a list may have besides its items.
@@ -115,7 +117,7 @@ impl Reader<'_> {
             // that too.
             let around = parent(&error.path);
             let missing = error.message.contains("required");
-            let said = refused.iter().any(|(_, path, _)| {
+            let said = refused.iter().take(REFUSALS_MAX).any(|(_, path, _)| {
                 error.path.starts_with(path.as_str())
                     || missing && !around.is_empty() && path.starts_with(around)
             });

@@ -11,7 +11,7 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 
 use super::scalar::{self, Boolean, Plain};
 use super::tree::{Entry, Node, Value};
-use super::{NODES_MAX, Position};
+use super::{NODES_MAX, Position, REFUSALS_MAX};
 use crate::{quantity, schema, time};
 
 const QUANTITY: &str = "bulkhead.v1.Quantity";
@@ -132,6 +132,10 @@ impl<'a> Walk<'a> {
                 self.refuse_below(entry.at, &step, "not supported yet");
             }
             return;
+        }
+        if self.refusals.len() >= REFUSALS_MAX {
+            // Only counted: a hint that nobody reads would make a file of wrong keys slow.
+            return self.refuse_below(entry.at, &step, "unknown field");
         }
         let fields: Vec<FieldDescriptor> = descriptor.fields().collect();
         let names = fields
