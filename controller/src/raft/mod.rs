@@ -1,4 +1,26 @@
 //! The replicated log: on disk, between the members, and applied to the state.
+//!
+//! The consensus library (openraft) is known in here only; [`Node`] is what the rest of the process uses.
 
+mod codec;
+pub mod forward;
 pub mod log;
+mod machine;
+mod network;
+pub mod node;
+pub mod peers;
+mod serve;
+mod service;
+mod snapshot;
 pub mod types;
+
+pub use forward::{ChangeError, ProposeError, ReadError};
+pub use machine::{Applied, Changed};
+pub use node::{Leadership, MemberInfo, Node, NodeConfig, StartError};
+pub use snapshot::SnapshotError;
+pub use types::{Member, MemberId};
+
+#[cfg(test)]
+mod cluster_test;
+#[cfg(test)]
+mod suite_test;

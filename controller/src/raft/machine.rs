@@ -1,0 +1,270 @@
+//! Committed entries applied to the state, snapshots of it, and what readers see of both.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{Stream, TryStreamExt};
+use openraft::entry::RaftPayload;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use prost::Message;
+use proto::state::v1::{Change, Command, CommandReply};
+use state::{SCHEMA_LEVEL, State};
+use tokio::sync::{broadcast, watch};
+
+use super::log::WriteBy;
+use super::snapshot::{SnapshotFile, Snapshots};
+use super::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
+use crate::store::Dir;
+
+/// Entries applied before readers see them together: bounds how long an answer waits for those behind it.
+const PUBLISH_ENTRIES_MAX: usize = 256;
+/// Change sets that a watch may lag behind; then it lists again.
+const CHANGES_KEPT: usize = 4096;
+
+/// What this member has applied.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The state: cheap to clone, never changes.
+    pub state: State,
+    /// The last applied entry; None before the first.
+    pub log_id: Option<LogId>,
+}
+
+impl Applied {
+    /// Index of the next entry to come.
+    pub fn next_index(&self) -> u64 {
+        self.log_id.map_or(0, |id| id.index + 1)
+    }
+}
+
+/// What one entry changed, in order.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// All changes of one transaction: a watch shows all of them or none.
+    By(Arc<[Change]>),
+    /// A snapshot took the place of everything; watches list again.
+    All,
+}
+
+/// The ends that readers hold.
+#[derive(Clone)]
+pub(super) struct Published {
+    pub(super) applied: watch::Sender<Applied>,
+    pub(super) changes: broadcast::Sender<Changed>,
+}
+
+impl Published {
+    pub(super) fn new() -> Self {
+        let (applied, _) = watch::channel(Applied {
+            state: State::new(),
+            log_id: None,
+        });
+        let (changes, _) = broadcast::channel(CHANGES_KEPT);
+        Self { applied, changes }
+    }
+}
+
+pub(super) struct StateMachine<D: Dir> {
+    snapshots: Snapshots<D>,
+    write_by: WriteBy,
+    state: State,
+    last: Option<LogId>,
+    membership: StoredMembership,
+    published: Published,
+}
+
+impl<D: Dir> StateMachine<D> {
+    /// Begins with nothing: the consensus library installs the snapshot that is there, then applies what follows.
+    pub(super) fn new(snapshots: Snapshots<D>, write_by: WriteBy, published: Published) -> Self {
+        Self {
+            snapshots,
+            write_by,
+            state: State::new(),
+            last: None,
+            membership: StoredMembership::default(),
+            published,
+        }
+    }
+
+    fn apply_command(&mut self, bytes: &[u8]) -> io::Result<(CommandReply, Vec<Change>)> {
+        // Every member has to come to the same state: one that can't read an entry must not go on.
+        let command = Command::decode(bytes).map_err(|cause| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a committed command can't be decoded: {cause}"),
+            )
+        })?;
+        if command.level > SCHEMA_LEVEL {
+            let (level, known) = (command.level, SCHEMA_LEVEL);
+            return Err(io::Error::other(format!(
+                "a committed command needs schema level {level}, this version knows {known}: install the newer one"
+            )));
+        }
+        let outcome = self.state.apply(&command);
+        Ok((outcome.reply, outcome.changes))
+    }
+
+    /// Readers first, then the answers: who was answered finds their write.
+    fn publish(&mut self, pending: &mut Pending) {
+        self.published.applied.send_replace(Applied {
+            state: self.state.clone(),
+            log_id: self.last,
+        });
+        for changes in pending.changes.drain(..) {
+            if self.published.changes.send(Changed::By(changes.into())).is_err() {
+                tracing::trace!("nobody watches");
+            }
+        }
+        for (responder, answer) in pending.answers.drain(..) {
+            responder.send(answer);
+        }
+        pending.entries = 0;
+    }
+}
+
+#[derive(Default)]
+struct Pending {
+    entries: usize,
+    changes: Vec<Vec<Change>>,
+    answers: Vec<(ApplyResponder<Types>, Answer)>,
+}
+
+impl<D: Dir> RaftStateMachine<Types> for StateMachine<D> {
+    type SnapshotData = SnapshotFile<D>;
+    type SnapshotBuilder = Builder<D>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.last, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut pending = Pending::default();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let answer = match &entry.payload {
+                EntryPayload::Blank => Answer(None),
+                EntryPayload::Normal(proposal) => {
+                    let (reply, changes) = self.apply_command(&proposal.0)?;
+                    if !changes.is_empty() {
+                        pending.changes.push(changes);
+                    }
+                    Answer(Some(reply))
+                }
+                EntryPayload::Membership(_) => {
+                    if let Some(membership) = entry.payload.get_membership() {
+                        self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    }
+                    Answer(None)
+                }
+            };
+            self.last = Some(entry.log_id);
+            pending
+                .answers
+                .extend(responder.map(|responder| (responder, answer)));
+            pending.entries += 1;
+            if pending.entries == PUBLISH_ENTRIES_MAX {
+                self.publish(&mut pending);
+            }
+        }
+        self.publish(&mut pending);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<D> {
+        Builder {
+            snapshots: self.snapshots.clone(),
+            write_by: self.write_by,
+            state: self.state.clone(),
+            meta: SnapshotMeta {
+                last_log_id: self.last,
+                last_membership: self.membership.clone(),
+            },
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        file: SnapshotFile<D>,
+    ) -> Result<(), io::Error> {
+        let (snapshots, meta) = (self.snapshots.clone(), meta.clone());
+        let (meta, state) = blocking(self.write_by, move || {
+            let (written, mut reader) = snapshots.open_file(&file)?;
+            if written != meta {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the snapshot is not the announced one",
+                ));
+            }
+            let mut failed = None;
+            let chunks = std::iter::from_fn(|| {
+                reader.next_chunk().unwrap_or_else(|cause| {
+                    failed = Some(cause);
+                    None
+                })
+            });
+            let state = State::decode(chunks);
+            if let Some(cause) = failed {
+                return Err(cause.into()); // why the state ended too early
+            }
+            let state = state.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
+            snapshots.make_current(&written, file)?;
+            Ok((written, state))
+        })
+        .await?;
+        self.state = state;
+        self.last = meta.last_log_id;
+        self.membership = meta.last_membership;
+        self.publish(&mut Pending::default());
+        if self.published.changes.send(Changed::All).is_err() {
+            tracing::trace!("nobody watches");
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<D>>, io::Error> {
+        let current = self.snapshots.current();
+        Ok(current.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+type Snapshot<D> = openraft::type_config::alias::SnapshotOf<Types, SnapshotFile<D>>;
+
+/// Writes a snapshot of the state as it was when the builder was made.
+pub(super) struct Builder<D: Dir> {
+    snapshots: Snapshots<D>,
+    write_by: WriteBy,
+    state: State,
+    meta: SnapshotMeta,
+}
+
+impl<D: Dir> RaftSnapshotBuilder<Types> for Builder<D> {
+    type SnapshotData = SnapshotFile<D>;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<D>, io::Error> {
+        let (snapshots, state, meta) = (self.snapshots.clone(), self.state.clone(), self.meta.clone());
+        let (meta, snapshot) = blocking(self.write_by, move || {
+            let file = snapshots.write(&meta, state.encode())?;
+            let file = snapshots.make_current(&meta, file)?;
+            Ok((meta, file))
+        })
+        .await?;
+        Ok(Snapshot { meta, snapshot })
+    }
+}
+
+/// Off the async threads; in place where no real thread may work.
+pub(super) async fn blocking<T: Send + 'static>(
+    write_by: WriteBy,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match write_by {
+        WriteBy::Caller => work(),
+        WriteBy::Thread => tokio::task::spawn_blocking(work)
+            .await
+            .map_err(io::Error::other)?,
+    }
+}

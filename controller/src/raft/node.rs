@@ -1,0 +1,486 @@
+//! One member of the cluster: the handle through which the rest of the process writes, reads and learns who leads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
+use proto::state::v1::CommandReply;
+use rpc::tls::TlsError;
+use rpc::v1::ProgressReply;
+use rustls::ClientConfig;
+use state::State;
+use tokio::sync::{broadcast, watch};
+use tonic::transport::Channel;
+
+use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
+use super::machine::{Applied, Changed, Published, StateMachine};
+use super::network::Network;
+use super::peers::{Lane, Peers};
+use super::snapshot::{SnapshotError, Snapshots};
+use super::types::{Member, MemberId, Proposal, Types};
+use crate::store::Dir;
+use crate::store::os::OsDir;
+
+/// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
+pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A restarted member waits this long for a leader before it serves what it has.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of a member.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its number.
+    pub id: MemberId,
+    /// How often the leader says that it is there.
+    pub heartbeat: Duration,
+    /// Shortest and longest wait of a follower before it stands for election, beyond the longest.
+    pub election: (Duration, Duration),
+    /// Entries after which a snapshot is made.
+    pub snapshot_entries: u64,
+    /// Entries kept behind a snapshot: members that lag less need no snapshot, and the library never purges what it is
+    /// about to apply (its issue 2116).
+    pub keep_entries: u64,
+    /// Size of log segments.
+    pub segment_bytes: u32,
+    /// Who writes to the disk.
+    pub write_by: WriteBy,
+}
+
+impl NodeConfig {
+    /// The defaults.
+    pub fn new(id: MemberId) -> Self {
+        Self {
+            id,
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(150), Duration::from_millis(300)),
+            snapshot_entries: 20_000,
+            keep_entries: 10_000,
+            segment_bytes: SEGMENT_BYTES,
+            write_by: WriteBy::Thread,
+        }
+    }
+
+    fn library(&self) -> Result<Config, StartError> {
+        let millis = |duration: Duration| duration.as_millis() as u64;
+        Config {
+            cluster_name: "bulkhead".to_owned(),
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election.0),
+            election_timeout_max: millis(self.election.1),
+            enable_pre_vote: Some(true), // a member that comes back must not depose a leader that works
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            replication_lag_threshold: self.keep_entries / 2,
+            purge_batch_size: (self.keep_entries / 4).max(1),
+            ..Config::default()
+        }
+        .validate()
+        .map_err(|cause| StartError::Config(cause.to_string()))
+    }
+}
+
+/// Why a member can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Timings that contradict each other, for example.
+    #[error("the Raft settings are not usable: {0}")]
+    Config(String),
+    /// The log.
+    #[error("failed to open the log")]
+    Log(#[from] LogError),
+    /// The snapshot.
+    #[error("failed to open the snapshot")]
+    Snapshot(#[from] SnapshotError),
+    /// Replay of what is on disk.
+    #[error("failed to start consensus: {0}")]
+    Consensus(String),
+}
+
+/// Who leads, as far as this member knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// None while there is nobody.
+    pub leader: Option<MemberId>,
+    /// The term.
+    pub term: u64,
+    /// This member. A new leader calls [`Node::read`] first: then all that was committed before it is applied here.
+    pub is_me: bool,
+}
+
+/// A member as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its number.
+    pub id: MemberId,
+    /// Name and addresses.
+    pub member: Member,
+    /// It has a vote; else it only learns.
+    pub voter: bool,
+}
+
+/// A change of who is in the cluster.
+#[derive(Clone, Debug)]
+pub enum MemberChange {
+    /// A new one, without a vote.
+    AddLearner(MemberId, Member),
+    /// Give it a vote.
+    Promote(MemberId),
+    /// Take it out.
+    Remove(MemberId),
+    /// Make it the leader.
+    TransferTo(MemberId),
+}
+
+/// The leader did it, or somebody else leads.
+pub(super) enum At<T> {
+    Leader(T),
+    Other(Option<MemberId>),
+}
+
+/// The leader could not do it.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It may still happen.
+    Unknown(String),
+    /// It can't be done.
+    Invalid(String),
+    /// This member's consensus has ended.
+    Stopped(String),
+}
+
+/// The handle; clones are the same member.
+pub struct Node<D: Dir = OsDir> {
+    pub(super) inner: Arc<Inner<D>>,
+}
+
+impl<D: Dir> Clone for Node<D> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+pub(super) struct Inner<D: Dir> {
+    pub(super) id: MemberId,
+    write_by: WriteBy,
+    raft: Raft<Types, StateMachine<D>>,
+    snapshots: Snapshots<D>,
+    published: Published,
+    pub(super) peers: Peers,
+    pub(super) leadership: watch::Receiver<Leadership>,
+}
+
+impl<D: Dir> Node<D> {
+    /// Opens what is on disk and begins to take part. `log` and `snapshots` are directories of this member's own; `tls`
+    /// is what it shows to the others. A new cluster also needs [`Node::initialize`].
+    pub async fn start(
+        config: NodeConfig,
+        log: D,
+        snapshots: D,
+        tls: ClientConfig,
+    ) -> Result<Self, StartError> {
+        let library = Arc::new(config.library()?);
+        let published = Published::new();
+        let peers = Peers::new(tls);
+        let (segment_bytes, write_by) = (config.segment_bytes, config.write_by);
+        let open = move || -> Result<_, StartError> {
+            Ok((
+                LogStore::open(log, segment_bytes, write_by)?,
+                Snapshots::open(snapshots)?,
+            ))
+        };
+        let opened = match write_by {
+            WriteBy::Caller => open(),
+            WriteBy::Thread => match tokio::task::spawn_blocking(open).await {
+                Ok(opened) => opened,
+                Err(cause) => return Err(StartError::Consensus(cause.to_string())),
+            },
+        };
+        let (store, snapshots) = opened?;
+        let machine = StateMachine::new(snapshots.clone(), write_by, published.clone());
+        let network = Network {
+            peers: peers.clone(),
+            disk: PhantomData,
+        };
+        let raft = Raft::new(config.id, library, network, store, machine).await;
+        let raft = raft.map_err(|cause| StartError::Consensus(cause.to_string()))?;
+        let leadership = follow(&raft, config.id);
+        let inner = Inner {
+            id: config.id,
+            write_by,
+            raft,
+            snapshots,
+            published,
+            peers,
+            leadership,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Makes this the first and only member of a new cluster; nothing when it already is in one.
+    pub async fn initialize(&self, me: Member) -> Result<(), StartError> {
+        let stopped = |cause: String| StartError::Consensus(cause);
+        if self
+            .raft()
+            .is_initialized()
+            .await
+            .map_err(|cause| stopped(cause.to_string()))?
+        {
+            return Ok(());
+        }
+        let members = BTreeMap::from([(self.inner.id, me)]);
+        self.raft()
+            .initialize(members)
+            .await
+            .map_err(|cause| stopped(cause.to_string()))
+    }
+
+    /// After a restart: returns when what was committed before is applied again, or when nobody leads for so long that
+    /// serving what is here is better than nothing.
+    pub async fn recovered(&self) {
+        if let Err(cause) = self.raft().wait_for_recovery(Some(RECOVERY_TIMEOUT)).await {
+            tracing::warn!(error = %cause, "serving before a leader was found: reads may be behind");
+        }
+    }
+
+    /// This member's number.
+    pub fn id(&self) -> MemberId {
+        self.inner.id
+    }
+
+    /// What this member has applied: possibly behind the leader.
+    pub fn stale(&self) -> State {
+        self.inner.published.applied.borrow().state.clone()
+    }
+
+    /// What this member has applied, as it moves.
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.inner.published.applied.subscribe()
+    }
+
+    /// Every change from now on. Take this first, then [`Node::stale`]: what is in both has the same revision. A reader
+    /// that lags too far gets `Lagged` and lists again.
+    pub fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.inner.published.changes.subscribe()
+    }
+
+    /// Who leads, as it changes.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
+    /// Everyone in the cluster, by number.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        let metrics = self.raft().server_metrics();
+        let config = metrics.borrow_watched().membership_config.clone();
+        let voters: BTreeSet<MemberId> = config.voter_ids().collect();
+        config
+            .nodes()
+            .map(|(id, member)| MemberInfo {
+                id: *id,
+                member: member.clone(),
+                voter: voters.contains(id),
+            })
+            .collect()
+    }
+
+    /// How far this member is.
+    pub fn progress(&self) -> ProgressReply {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        ProgressReply {
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            term: metrics.current_term,
+        }
+    }
+
+    /// A number for a member that joins: higher than any that was ever given, as each joining is an entry of the log.
+    pub fn next_member_id(&self) -> MemberId {
+        let highest = self.members().iter().map(|member| member.id).max().unwrap_or(0);
+        let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or(0);
+        highest.max(last) + 1
+    }
+
+    /// The connection for calls to another member; None when it is not in the cluster.
+    pub fn peer_channel(&self, id: MemberId) -> Option<Result<Channel, TlsError>> {
+        let member = self.members().into_iter().find(|member| member.id == id)?.member;
+        Some(self.inner.peers.channel(id, &member, Lane::Calls))
+    }
+
+    /// Resolves when consensus has ended in this process, with the reason: the process has to end too.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.raft().metrics();
+        loop {
+            if let Err(cause) = &metrics.borrow_watched().running_state {
+                return cause.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "consensus has stopped".to_owned();
+            }
+        }
+    }
+
+    /// Stops taking part and closes the log.
+    pub async fn shutdown(self) {
+        if let Err(cause) = self.raft().shutdown().await {
+            tracing::warn!(error = %cause, "consensus did not stop cleanly");
+        }
+    }
+
+    pub(super) fn raft(&self) -> &Raft<Types, StateMachine<D>> {
+        &self.inner.raft
+    }
+
+    pub(super) fn snapshots(&self) -> &Snapshots<D> {
+        &self.inner.snapshots
+    }
+
+    pub(super) fn write_by(&self) -> WriteBy {
+        self.inner.write_by
+    }
+
+    /// Commits here if this member leads.
+    pub(super) async fn propose_here(&self, proposal: Proposal) -> Result<At<CommandReply>, Refusal> {
+        match within(self.raft().client_write(proposal)).await? {
+            Ok(response) => match response.data.0 {
+                Some(reply) => Ok(At::Leader(reply)),
+                None => Err(Refusal::Stopped(
+                    "a command was applied without an answer".to_owned(),
+                )),
+            },
+            Err(cause) => write_failed(cause),
+        }
+    }
+
+    /// The index that a read begun now has to wait for, if this member leads.
+    pub(super) async fn read_index_here(&self) -> Result<At<u64>, Refusal> {
+        match within(self.raft().get_read_linearizer(ReadPolicy::ReadIndex)).await? {
+            Ok(linearizer) => Ok(At::Leader(linearizer.read_log_id().index())),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Ok(At::Other(forward.leader_id))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(cause))) => {
+                Err(Refusal::Unknown(cause.to_string()))
+            }
+            Err(RaftError::Fatal(cause)) => Err(Refusal::Stopped(cause.to_string())),
+        }
+    }
+
+    /// Changes the members if this one leads.
+    pub(super) async fn change_here(&self, change: &MemberChange) -> Result<At<()>, Refusal> {
+        let leadership = *self.inner.leadership.borrow();
+        if !leadership.is_me {
+            return Ok(At::Other(
+                leadership.leader.filter(|leader| *leader != self.inner.id),
+            ));
+        }
+        let info = |id: MemberId| self.members().into_iter().find(|member| member.id == id);
+        let known = |id: MemberId| {
+            info(id).ok_or_else(|| Refusal::Invalid(format!("there is no member {id} in this cluster")))
+        };
+        let raft = self.raft();
+        let written = match change {
+            MemberChange::AddLearner(id, member) => match info(*id) {
+                Some(found) if found.member == *member => return Ok(At::Leader(())),
+                Some(_) => return Err(Refusal::Invalid(format!("there already is a member {id}"))),
+                None => within(raft.add_learner(*id, member.clone(), false)).await?,
+            },
+            MemberChange::Promote(id) => match known(*id)? {
+                MemberInfo { voter: true, .. } => return Ok(At::Leader(())),
+                MemberInfo { voter: false, .. } => {
+                    let change = ChangeMembers::AddVoterIds(BTreeSet::from([*id]));
+                    within(raft.change_membership(change, true)).await?
+                }
+            },
+            MemberChange::Remove(id) => {
+                let Some(found) = info(*id) else {
+                    return Ok(At::Leader(()));
+                };
+                let voters = self.members().iter().filter(|member| member.voter).count();
+                if found.voter && voters == 1 {
+                    return Err(Refusal::Invalid("the last voter can't be removed".to_owned()));
+                }
+                let ids = BTreeSet::from([*id]);
+                let change = if found.voter {
+                    ChangeMembers::RemoveVoters(ids)
+                } else {
+                    ChangeMembers::RemoveNodes(ids)
+                };
+                let removed = within(raft.change_membership(change, false)).await?;
+                self.inner.peers.forget(*id);
+                removed
+            }
+            MemberChange::TransferTo(id) => {
+                if !known(*id)?.voter {
+                    return Err(Refusal::Invalid(format!("member {id} has no vote")));
+                }
+                let sent = raft.trigger().transfer_leader(*id).await;
+                return sent
+                    .map(At::Leader)
+                    .map_err(|cause| Refusal::Stopped(cause.to_string()));
+            }
+        };
+        match written {
+            Ok(_) => Ok(At::Leader(())),
+            Err(cause) => write_failed(cause),
+        }
+    }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> Result<T, Refusal> {
+    let timed = tokio::time::timeout(LEADER_TIMEOUT, work).await;
+    timed.map_err(|_| Refusal::Unknown("the leader could not reach most of the members in time".to_owned()))
+}
+
+fn write_failed<T>(cause: RaftError<Types, ClientWriteError<Types>>) -> Result<At<T>, Refusal> {
+    match cause {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => Ok(At::Other(forward.leader_id)),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(cause)) => {
+            Err(Refusal::Unknown(cause.to_string()))
+        }
+        // Another change is under way, or the leader is too new: it passes.
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            cause @ (ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_)),
+        )) => Err(Refusal::Unknown(cause.to_string())),
+        RaftError::APIError(cause) => Err(Refusal::Invalid(cause.to_string())),
+        RaftError::Fatal(cause) => Err(Refusal::Stopped(cause.to_string())),
+    }
+}
+
+/// Keeps a channel of ours up to date with the library's view of who leads.
+fn follow<D: Dir>(raft: &Raft<Types, StateMachine<D>>, id: MemberId) -> watch::Receiver<Leadership> {
+    let mut metrics = raft.server_metrics();
+    let (sender, receiver) = watch::channel(Leadership::default());
+    tokio::spawn(async move {
+        loop {
+            let now = {
+                let metrics = metrics.borrow_watched();
+                let leader = metrics.current_leader;
+                Leadership {
+                    leader,
+                    term: metrics.vote.leader_id.term,
+                    is_me: leader == Some(id),
+                }
+            };
+            sender.send_if_modified(|before| std::mem::replace(before, now) != now);
+            if metrics.changed().await.is_err() {
+                sender.send_replace(Leadership {
+                    leader: None,
+                    is_me: false,
+                    ..now
+                });
+                return;
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,243 @@
+//! What the other members call: the consensus library's messages, and calls that only the leader can carry out.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt};
+use openraft::raft::AppendEntriesRequest;
+use openraft::storage::Snapshot;
+use prost::Message;
+use rpc::v1::change_members_request::Change;
+use rpc::v1::raft_server::Raft as RaftService;
+use rpc::v1::{
+    ChangeMembersReply, ChangeMembersRequest, Envelope, NotLeader, ProgressReply, ProgressRequest,
+    ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, SnapshotChunk, change_members_reply,
+    propose_reply, read_index_reply, snapshot_chunk,
+};
+use serde::Serialize;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::codec;
+use super::machine::blocking;
+use super::network::SnapshotHeader;
+use super::node::{At, MemberChange, Node, Refusal};
+use super::types::{Member, MemberId, Proposal};
+use crate::security::identity::Identity;
+use crate::security::listen::identity_of;
+use crate::store::Dir;
+
+/// The service, over a member's node.
+pub(super) struct PeerService<D: Dir> {
+    pub(super) node: Node<D>,
+}
+
+/// Only members, and which one.
+fn member<T>(request: &Request<T>) -> Result<MemberId, Status> {
+    match identity_of(request)? {
+        Identity::Member(id) => Ok(id),
+        other => Err(Status::permission_denied(format!("{other} is no member"))),
+    }
+}
+
+fn fatal(cause: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this member is stopping: {cause}"))
+}
+
+fn answer<T: Serialize>(message: &T) -> Result<Response<Envelope>, Status> {
+    codec::envelope(message).map(Response::new)
+}
+
+fn not_leader(leader: Option<MemberId>) -> NotLeader {
+    NotLeader {
+        leader: leader.unwrap_or(0),
+    }
+}
+
+fn refused(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::Unknown(cause) => Status::deadline_exceeded(cause),
+        Refusal::Invalid(cause) => Status::invalid_argument(cause),
+        Refusal::Stopped(cause) => fatal(cause),
+    }
+}
+
+impl<D: Dir> PeerService<D> {
+    /// A member that was removed keeps its certificate for a while, but may not act for the cluster any more.
+    fn current_member<T>(&self, request: &Request<T>) -> Result<MemberId, Status> {
+        let id = member(request)?;
+        if self.node.members().iter().any(|found| found.id == id) {
+            Ok(id)
+        } else {
+            Err(Status::permission_denied(format!(
+                "member {id} is not in this cluster any more"
+            )))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Dir> RaftService for PeerService<D> {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<Envelope>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        member(&request)?;
+        // The first message that can't be read ends the stream: the leader starts over.
+        let requests = tokio_stream::StreamExt::map_while(request.into_inner(), |envelope| {
+            let decoded =
+                envelope.and_then(|envelope| codec::decode::<AppendEntriesRequest<_>>(&envelope.payload));
+            decoded
+                .map_err(|status| tracing::debug!(%status, "an append stream ended"))
+                .ok()
+        });
+        let answers = self
+            .node
+            .raft()
+            .stream_append(requests)
+            .map(|result| match result {
+                Ok(result) => codec::envelope(&result),
+                Err(cause) => Err(fatal(cause)),
+            });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
+        member(&request)?;
+        let request = codec::decode(&request.into_inner().payload)?;
+        answer(&self.node.raft().vote(request).await.map_err(fatal)?)
+    }
+
+    async fn pre_vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
+        member(&request)?;
+        let request = codec::decode(&request.into_inner().payload)?;
+        answer(&self.node.raft().pre_vote(request).await.map_err(fatal)?)
+    }
+
+    async fn transfer(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
+        member(&request)?;
+        let request = codec::decode(&request.into_inner().payload)?;
+        answer(
+            &self
+                .node
+                .raft()
+                .handle_transfer_leader(request)
+                .await
+                .map_err(fatal)?,
+        )
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<Envelope>, Status> {
+        member(&request)?;
+        let mut chunks = request.into_inner();
+        let first = chunks.message().await?.and_then(|chunk| chunk.chunk);
+        let Some(snapshot_chunk::Chunk::Header(header)) = first else {
+            return Err(Status::invalid_argument("a snapshot begins with its header"));
+        };
+        let header: SnapshotHeader = codec::decode(&header)?;
+        let storage =
+            |cause: &dyn std::fmt::Display| Status::internal(format!("failed to take the snapshot: {cause}"));
+        let mut incoming = self.node.snapshots().receive().map_err(|cause| storage(&cause))?;
+        let mut received = 0;
+        while let Some(chunk) = chunks.message().await? {
+            let Some(snapshot_chunk::Chunk::Data(data)) = chunk.chunk else {
+                return Err(Status::invalid_argument("a snapshot has one header"));
+            };
+            received += data.len() as u64;
+            if received > header.len {
+                return Err(Status::invalid_argument("the snapshot is longer than announced"));
+            }
+            let written = blocking(self.node.write_by(), move || {
+                incoming.write(&data)?;
+                Ok(incoming)
+            });
+            incoming = written.await.map_err(|cause| storage(&cause))?;
+        }
+        if received != header.len {
+            return Err(Status::data_loss("the snapshot ended early"));
+        }
+        let snapshots = self.node.snapshots().clone();
+        let meta = header.meta.clone();
+        let file = blocking(self.node.write_by(), move || {
+            let file = incoming.finish()?;
+            // Checked before the library hears of it: once it installs, a failure stops this member.
+            if snapshots.verify(&file)? != meta {
+                return Err(std::io::Error::other("it is not the announced one"));
+            }
+            Ok(file)
+        });
+        let file = file.await.map_err(|cause| storage(&cause))?;
+        let snapshot = Snapshot {
+            meta: header.meta,
+            snapshot: file,
+        };
+        let installed = self
+            .node
+            .raft()
+            .install_full_snapshot(header.vote, snapshot)
+            .await;
+        answer(&installed.map_err(fatal)?)
+    }
+
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        self.current_member(&request)?;
+        let command = request
+            .into_inner()
+            .command
+            .ok_or_else(|| Status::invalid_argument("no command"))?;
+        let proposal = Proposal(command.encode_to_vec().into());
+        let reply = match self.node.propose_here(proposal).await.map_err(refused)? {
+            At::Leader(reply) => propose_reply::Reply::Done(reply),
+            At::Other(leader) => propose_reply::Reply::NotLeader(not_leader(leader)),
+        };
+        Ok(Response::new(ProposeReply { reply: Some(reply) }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexReply>, Status> {
+        self.current_member(&request)?;
+        let reply = match self.node.read_index_here().await.map_err(refused)? {
+            At::Leader(index) => read_index_reply::Reply::Index(index),
+            At::Other(leader) => read_index_reply::Reply::NotLeader(not_leader(leader)),
+        };
+        Ok(Response::new(ReadIndexReply { reply: Some(reply) }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersReply>, Status> {
+        self.current_member(&request)?;
+        let change = match request.into_inner().change {
+            Some(Change::AddLearner(added)) => {
+                let member = Member {
+                    name: added.name,
+                    address: added.address,
+                    peer_address: added.peer_address,
+                };
+                MemberChange::AddLearner(added.id, member)
+            }
+            Some(Change::Promote(id)) => MemberChange::Promote(id),
+            Some(Change::Remove(id)) => MemberChange::Remove(id),
+            Some(Change::TransferTo(id)) => MemberChange::TransferTo(id),
+            None => return Err(Status::invalid_argument("no change")),
+        };
+        let reply = match self.node.change_here(&change).await {
+            Ok(At::Leader(())) => change_members_reply::Reply::Done(true),
+            Ok(At::Other(leader)) => change_members_reply::Reply::NotLeader(not_leader(leader)),
+            Err(Refusal::Invalid(cause)) => change_members_reply::Reply::Refused(cause),
+            Err(other) => return Err(refused(other)),
+        };
+        Ok(Response::new(ChangeMembersReply { reply: Some(reply) }))
+    }
+
+    async fn progress(&self, request: Request<ProgressRequest>) -> Result<Response<ProgressReply>, Status> {
+        member(&request)?;
+        Ok(Response::new(self.node.progress()))
+    }
+}
