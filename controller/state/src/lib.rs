@@ -39,3 +39,7 @@ pub const STATUS_BYTES_MAX: usize = 64 << 10;
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Conditions of a node that the leader decides from leases; an agent's report leaves them alone.
 pub const NODE_OWN_CONDITIONS: [&str; 2] = ["Ready", "ReplacementPaused"];
+/// Labels that every node gets when it joins; a manifest that does not name them leaves them alone.
+pub const NODE_LABELS: [&str; 3] = ["kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch"];
+/// Which revision of a Deployment a ReplicaSet is; on the Deployment, which one is current. As [`NODE_LABELS`], it stays.
+pub const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";

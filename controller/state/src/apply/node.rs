@@ -8,10 +8,10 @@ use proto::v1::object::Object as Any;
 use proto::v1::{Node, NodeSpec, NodeSystemInfo, Object, ObjectMeta};
 
 use super::{Reason, Refusal, Trial, refuse};
-use crate::OBJECT_BYTES_MAX;
 use crate::cidr::Ranges;
 use crate::key::ObjectKey;
 use crate::record::Record;
+use crate::{NODE_LABELS, OBJECT_BYTES_MAX};
 use model::{Kind, object};
 
 /// What a node runs until it says so itself.
@@ -100,9 +100,10 @@ pub(super) fn label(labels: &mut BTreeMap<String, String>, name: &str, info: &No
     } else {
         &info.operating_system
     };
-    labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());
-    labels.insert("kubernetes.io/os".to_owned(), os.to_owned());
-    if !info.architecture.is_empty() {
-        labels.insert("kubernetes.io/arch".to_owned(), info.architecture.clone());
+    for (label, value) in NODE_LABELS.into_iter().zip([name, os, &info.architecture]) {
+        // The architecture is known once the agent has reported.
+        if !value.is_empty() {
+            labels.insert(label.to_owned(), value.to_owned());
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Creating and replacing objects.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prost::Message;
@@ -14,7 +15,7 @@ use super::{Reason, Refusal, Trial, refuse, transaction};
 use crate::key::ObjectKey;
 use crate::qos;
 use crate::record::{PodRecord, Record, Status, Template};
-use crate::{OBJECT_BYTES_MAX, OPERATIONS_MAX};
+use crate::{NODE_LABELS, OBJECT_BYTES_MAX, OPERATIONS_MAX, REVISION_ANNOTATION};
 use model::{Kind, object};
 
 /// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
@@ -213,6 +214,7 @@ impl Trial {
         meta.creation_timestamp.clone_from(&before.creation_timestamp);
         meta.deletion_timestamp.clone_from(&before.deletion_timestamp);
         meta.deletion_grace_period_seconds = before.deletion_grace_period_seconds;
+        keep_own(meta, before, key.kind);
         let spec_changed = carry_over(key, &mut new, old)?;
         if new == *old {
             return Ok(());
@@ -288,6 +290,23 @@ pub(crate) fn template(meta: ObjectMeta, spec: Option<PodSpec>) -> PodTemplateSp
     PodTemplateSpec {
         metadata: Some(shared),
         spec,
+    }
+}
+
+/// Labels and annotations that the cluster itself sets stay when a manifest does not speak of them.
+fn keep_own(meta: &mut ObjectMeta, before: &ObjectMeta, kind: Kind) {
+    let keep = |new: &mut BTreeMap<String, String>, old: &BTreeMap<String, String>, names: &[&str]| {
+        let kept = old.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        for (name, value) in kept {
+            new.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    };
+    match kind {
+        Kind::Node => keep(&mut meta.labels, &before.labels, &NODE_LABELS),
+        Kind::Deployment | Kind::ReplicaSet => {
+            keep(&mut meta.annotations, &before.annotations, &[REVISION_ANNOTATION]);
+        }
+        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Event => {}
     }
 }
 

@@ -11,13 +11,12 @@ use proto::v1::{Deployment, DeploymentSpec, ObjectMeta, PodTemplateSpec, Replica
 
 use super::replica_set::{Counts, adoptable, counts, reference};
 use super::{Plan, delete, unchanged};
+use crate::REVISION_ANNOTATION;
 use crate::identity;
 use crate::key::ObjectKey;
 use crate::record::{controller, millis};
 use crate::store::State;
 
-/// Which revision of a Deployment a ReplicaSet is; on the Deployment, which one is current.
-pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Old revisions that are kept when the spec does not say.
 const HISTORY: i32 = 10;
 
@@ -164,7 +163,7 @@ impl Turn<'_> {
             spec.min_ready_seconds = self.spec.min_ready_seconds;
             if let Some((_, number)) = current.filter(|(current, _)| current.key == revision.key) {
                 let annotations = &mut set.metadata.get_or_insert_default().annotations;
-                annotations.insert(REVISION.to_owned(), number.to_string());
+                annotations.insert(REVISION_ANNOTATION.to_owned(), number.to_string());
             }
             if set != *revision.set {
                 set.spec.get_or_insert_default().replicas = Some(revision.wanted);
@@ -189,13 +188,13 @@ impl Turn<'_> {
     /// The Deployment says which revision is current.
     fn mark(&mut self, number: u64) {
         let number = number.to_string();
-        if self.meta.annotations.get(REVISION) != Some(&number) {
+        if self.meta.annotations.get(REVISION_ANNOTATION) != Some(&number) {
             let mut marked = self.deployment.clone();
             marked
                 .metadata
                 .get_or_insert_default()
                 .annotations
-                .insert(REVISION.to_owned(), number);
+                .insert(REVISION_ANNOTATION.to_owned(), number);
             self.operations.push(Op::Put(Put {
                 object: Some(object::from(marked)),
             }));
@@ -230,7 +229,7 @@ impl Turn<'_> {
                 uid: identity::uid(&[&self.meta.uid, &name, &revision]),
                 name: name.clone(),
                 labels,
-                annotations: [(REVISION.to_owned(), number.to_string())].into(),
+                annotations: [(REVISION_ANNOTATION.to_owned(), number.to_string())].into(),
                 owner_references: vec![reference(Kind::Deployment, self.meta)],
                 ..Default::default()
             }),
@@ -273,7 +272,7 @@ impl Turn<'_> {
 
 /// The number in the revision annotation; 0 without one.
 fn revision_of(meta: Option<&ObjectMeta>) -> u64 {
-    meta.and_then(|meta| meta.annotations.get(REVISION)?.parse().ok())
+    meta.and_then(|meta| meta.annotations.get(REVISION_ANNOTATION)?.parse().ok())
         .unwrap_or(0)
 }
 

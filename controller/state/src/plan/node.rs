@@ -9,10 +9,15 @@ use proto::v1::{Condition, Node, NodeStatus, Object, ObjectMeta, Pod, PodStatus}
 use super::{Lease, Plan, World, set_status};
 use crate::conditions;
 use crate::key::ObjectKey;
-use crate::record::{PodRecord, controller};
+use crate::record::{PodRecord, controller, millis};
 
 /// Nodes that are lost within this time are lost at once: one cause, such as a switch or this controller's own network.
 const AT_ONCE_MS: i64 = 60_000;
+
+/// Reason of a pod that is not ready since its node is lost.
+const LOST: &str = "NodeLost";
+/// Reason of a node that is not ready since its agent is silent.
+const SILENT: &str = "NodeStatusUnknown";
 
 /// The verdict over all lost nodes.
 enum Replacement {
@@ -50,12 +55,22 @@ impl Plan<'_> {
 }
 
 fn replacement<'a>(nodes: impl Iterator<Item = &'a Node>, world: &World) -> Replacement {
-    let leases = nodes.filter_map(|node| world.leases.get(node.metadata.as_ref()?.name.as_str()));
     let (mut count, mut lost) = (0, Vec::new());
-    for lease in leases {
+    for node in nodes {
+        let name = node.metadata.as_ref().map_or("", |meta| meta.name.as_str());
+        let Some(lease) = world.leases.get(name) else {
+            continue;
+        };
         count += 1;
         if let Lease::Lost { since } = lease {
-            lost.push(*since);
+            // A new leader misses all silent nodes at the same time; what was committed knows better.
+            let there = node
+                .status
+                .as_ref()
+                .and_then(|status| conditions::get(&status.conditions, "Ready"));
+            let committed = there.filter(|ready| ready.reason == SILENT);
+            let committed = committed.map(|ready| millis(ready.last_transition_time.as_ref()));
+            lost.push(committed.unwrap_or(*since));
         }
     }
     let Some(last) = lost.iter().max() else {
@@ -139,13 +154,17 @@ fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Opti
     if pod.deleted.is_some() || goes {
         return Some(remove(key, pod));
     }
-    if pod.status.finished || !pod.status.ready {
+    let told = || {
+        let conditions = pod.status.decoded().conditions;
+        conditions::get(&conditions, "Ready").is_some_and(|ready| ready.reason == LOST)
+    };
+    if pod.status.finished || told() {
         return None;
     }
     let lost = Condition {
         r#type: "Ready".to_owned(),
         status: "False".to_owned(),
-        reason: "NodeLost".to_owned(),
+        reason: LOST.to_owned(),
         message: format!("node {} is lost; what became of the pod is not known", pod.node),
         ..Default::default()
     };

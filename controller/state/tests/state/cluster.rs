@@ -10,6 +10,8 @@ use proto::v1::{
     Condition, Deployment, DeploymentStrategy, IntOrString, Object, ReplicaSet, RollingUpdateDeployment,
 };
 
+use state::plan::{Lease, World};
+
 use crate::simulation::Cluster;
 use crate::support::*;
 
@@ -106,6 +108,17 @@ fn a_deployment_runs_spread_over_the_nodes_and_says_so() {
         revision,
         "a cluster at rest writes nothing"
     );
+}
+
+#[test]
+fn applying_the_same_manifest_again_changes_nothing() {
+    let mut cluster = Cluster::new(&["n1"]);
+    cluster.put(from(deployment("web", 2, "web:1")));
+    cluster.settle(|_| {});
+    let revision = cluster.state.revision();
+    cluster.put(from(deployment("web", 2, "web:1")));
+    cluster.settle(|_| {});
+    assert_eq!(cluster.state.revision(), revision);
 }
 
 #[test]
@@ -352,6 +365,35 @@ fn losing_most_nodes_at_once_moves_nothing_and_says_so() {
     assert!(condition_of(&cluster, "n1", "ReplacementPaused").is_none());
     assert_eq!(cluster.counts(), (6, 6));
     assert_eq!(cluster.spread().get("n1"), None);
+}
+
+#[test]
+fn nodes_that_were_lost_one_by_one_are_not_a_mass_loss_for_a_new_leader() {
+    let mut cluster = Cluster::new(&["n1", "n2", "n3", "n4"]);
+    cluster.put(from(deployment("web", 4, "web:1")));
+    cluster.settle(|_| {});
+    for node in ["n1", "n2", "n3"] {
+        cluster.now += 120_000;
+        cluster.silence(node);
+        cluster.settle(|_| {});
+    }
+    assert_eq!(
+        cluster.spread().into_iter().collect::<Vec<_>>(),
+        [("n4".to_owned(), 4)]
+    );
+    let lease = |node: &str| match node {
+        "n4" => Lease::Live,
+        _ => Lease::Lost { since: cluster.now },
+    };
+    let leases = ["n1", "n2", "n3", "n4"].map(|node| (node.to_owned(), lease(node)));
+    let commands = state::plan::commands(
+        &cluster.state,
+        cluster.now,
+        &World {
+            leases: leases.into(),
+        },
+    );
+    assert_eq!(commands, []);
 }
 
 #[test]
