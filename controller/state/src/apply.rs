@@ -220,8 +220,14 @@ impl Trial {
         self.put_record(key, Record::Whole(Arc::new(object)));
     }
 
-    /// Stores a pod that changed: one step of the revision.
+    /// Stores a pod that changed in what its node is to do: one step of the revision.
     fn store_pod(&mut self, key: ObjectKey, mut pod: PodRecord) {
+        pod.desired_revision = self.state.revision + 1;
+        self.store_pod_status(key, pod);
+    }
+
+    /// Stores a pod of which only the status changed: one step of the revision.
+    fn store_pod_status(&mut self, key: ObjectKey, mut pod: PodRecord) {
         self.state.revision += 1;
         pod.resource_version = self.state.revision;
         self.put_record(key, Record::Pod(Arc::new(pod)));

@@ -59,6 +59,9 @@ fn check_object(state: &State, key: &ObjectKey, record: &Record) -> Result<(), V
             if key.kind != Kind::Pod {
                 return fail(key, "a pod under another kind");
             }
+            if pod.desired_revision == 0 || pod.desired_revision > version {
+                return fail(key, "its desired form changed at no revision of its own");
+            }
             if pod.deleted.is_some() && !pod.bound() {
                 return fail(key, "it is being deleted, yet no node has it");
             }

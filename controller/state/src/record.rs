@@ -59,6 +59,8 @@ pub(crate) struct PodRecord {
     pub(crate) template: Arc<Template>,
     pub(crate) uid: Arc<str>,
     pub(crate) resource_version: u64,
+    /// The revision at its last change that its node has to know of: any but of its status.
+    pub(crate) desired_revision: u64,
     pub(crate) generation: i32,
     pub(crate) created: Option<Timestamp>,
     pub(crate) deleted: Option<Timestamp>,

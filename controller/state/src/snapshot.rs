@@ -166,6 +166,7 @@ fn stored(key: &ObjectKey, pod: &PodRecord, template: u64) -> StoredPod {
         name: key.name.as_ref().to_owned(),
         uid: pod.uid.as_ref().to_owned(),
         resource_version: pod.resource_version,
+        desired_revision: pod.desired_revision,
         generation: pod.generation,
         creation_timestamp: pod.created,
         deletion_timestamp: pod.deleted,
@@ -270,11 +271,15 @@ impl Decoder {
         let Some(template) = self.templates.get(place).cloned() else {
             return broken("a pod without its template");
         };
+        if pod.uid.is_empty() || pod.desired_revision == 0 || pod.desired_revision > pod.resource_version {
+            return broken("a pod without a uid, or with revisions out of order");
+        }
         let key = ObjectKey::new(Kind::Pod, &pod.namespace, &pod.name);
         let record = PodRecord {
             template,
             uid: pod.uid.into(),
             resource_version: pod.resource_version,
+            desired_revision: pod.desired_revision,
             generation: pod.generation,
             created: pod.creation_timestamp,
             deleted: pod.deletion_timestamp,

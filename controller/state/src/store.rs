@@ -97,10 +97,20 @@ impl State {
         self.pod_records_on(node).map(|(key, pod)| pod.assemble(key))
     }
 
-    /// Uids and resourceVersions of the pods that are bound to a node: enough to find a difference.
+    /// Pods that are bound to a node and whose desired form changed after a revision: what an agent that was told
+    /// everything up to there has to hear. A change of the status alone, which the agent reported itself, is none.
+    pub fn pods_changed_on<'a>(&'a self, node: &str, after: u64) -> impl Iterator<Item = Pod> + 'a {
+        let pods = self
+            .pod_records_on(node)
+            .filter(move |(_, pod)| pod.desired_revision > after);
+        pods.map(|(key, pod)| pod.assemble(key))
+    }
+
+    /// Uids of the pods that are bound to a node, with the revision of the last change that the node has to know of: what
+    /// it holds with that resourceVersion or a later one is up to date.
     pub fn pod_versions_on<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a str, u64)> + 'a {
         self.pod_records_on(node)
-            .map(|(_, pod)| (pod.uid.as_ref(), pod.resource_version))
+            .map(|(_, pod)| (pod.uid.as_ref(), pod.desired_revision))
     }
 
     /// Objects that name this uid among their owners.

@@ -96,6 +96,7 @@ impl Trial {
             template,
             uid,
             resource_version: 0,
+            desired_revision: 0,
             generation: 1,
             created: Some(self.time),
             deleted: None,

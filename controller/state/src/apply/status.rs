@@ -72,7 +72,7 @@ impl Trial {
         if status != pod.status {
             let mut changed = pod.as_ref().clone();
             changed.status = status;
-            self.store_pod(key, changed);
+            self.store_pod_status(key, changed);
         }
     }
 

@@ -16,6 +16,21 @@ fn the_same_report_twice_is_one_change() {
 }
 
 #[test]
+fn a_node_hears_of_what_it_is_to_do_not_of_its_own_reports() {
+    let mut state = cluster_with_bound_pod("p");
+    let told = state.revision();
+    assert_eq!(state.pods_changed_on("n1", told).count(), 0);
+    applied(&state.apply(&report(3000, "p", "n1", running(true))));
+    assert_eq!(state.pods_changed_on("n1", told).count(), 0);
+    run(&mut state, 4000, vec![delete("Pod", "p")]);
+    assert_eq!(state.pods_changed_on("n1", told).count(), 1);
+    assert_eq!(
+        state.pod_versions_on("n1").collect::<Vec<_>>(),
+        [(uid("p").as_str(), state.revision())]
+    );
+}
+
+#[test]
 fn only_the_node_that_has_a_pod_speaks_for_it() {
     let mut state = cluster_with_bound_pod("p");
     let revision = state.revision();
