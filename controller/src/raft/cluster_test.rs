@@ -342,7 +342,9 @@ async fn a_late_learner_gets_a_snapshot() {
             metrics.changed().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), listed).await.expect("it learns who is there");
+    tokio::time::timeout(Duration::from_secs(20), listed)
+        .await
+        .expect("it learns who is there");
     assert!(!late.node.members()[1].voter);
     // It votes once promoted, and knows the rest after the first is gone.
     first.node.promote(7).await.unwrap();

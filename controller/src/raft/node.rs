@@ -243,6 +243,14 @@ impl<D: Dir> Node<D> {
             .map_err(|cause| stopped(cause.to_string()))
     }
 
+    /// Whether nothing was ever written here.
+    pub async fn is_new(&self) -> Result<bool, StartError> {
+        let initialized = self.raft().is_initialized().await;
+        initialized
+            .map(|initialized| !initialized)
+            .map_err(|cause| StartError::Consensus(cause.to_string()))
+    }
+
     /// After a restart: returns when what was committed before is applied again, or when nobody leads for so long that
     /// serving what is here is better than nothing.
     pub async fn recovered(&self) {

@@ -5,11 +5,19 @@
 
 pub mod ca;
 pub mod identity;
+pub mod join;
 pub mod listen;
 pub mod live;
 pub mod token;
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A random UUID: request ids, uids, the cluster's id.
+pub fn new_uuid() -> String {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
+    uuid::Builder::from_random_bytes(random).into_uuid().to_string()
+}
 
 /// Seconds since 1970, for validity checks.
 pub fn unix_now() -> u64 {
