@@ -1,5 +1,7 @@
 //! Deployments over a simulated cluster.
 
+use std::collections::BTreeSet;
+
 use model::object::{from, meta};
 use proptest::prelude::*;
 use proto::state::v1::operation::Operation as Op;
@@ -7,7 +9,8 @@ use proto::state::v1::{DeleteOp, Scale};
 use proto::v1::int_or_string::Value;
 use proto::v1::object::Object as Any;
 use proto::v1::{
-    Condition, Deployment, DeploymentStrategy, IntOrString, Object, ReplicaSet, RollingUpdateDeployment,
+    Condition, Deployment, DeploymentStrategy, IntOrString, Object, Pod, PodStatus, ReplicaSet,
+    RollingUpdateDeployment,
 };
 
 use state::plan::{Lease, World};
@@ -422,6 +425,33 @@ fn a_pod_that_was_deleted_on_a_lost_node_goes_without_it() {
     assert!(cluster.apply(&command));
     cluster.settle(|_| {});
     assert!(cluster.state.get(&key("Pod", "bare")).is_none());
+}
+
+#[test]
+fn pods_that_fail_for_good_are_replaced_ever_more_slowly_and_few_are_kept() {
+    let mut cluster = Cluster::new(&["n1"]);
+    cluster.put(from(deployment("web", 1, "web:1")));
+    let mut seen = BTreeSet::new();
+    for _ in 0..240 {
+        cluster.step();
+        let bound: Vec<Pod> = cluster.state.pods_on("n1").collect();
+        assert!(bound.len() <= 7, "{} pods are kept", bound.len());
+        for pod in bound {
+            let failed = PodStatus {
+                phase: "Failed".to_owned(),
+                ..Default::default()
+            };
+            let uid = pod.metadata.unwrap().uid;
+            let command = report_by_uid(cluster.now, &uid, "n1", Some(failed), false);
+            cluster.apply(&command);
+            seen.insert(uid);
+        }
+    }
+    assert!(
+        (4..=20).contains(&seen.len()),
+        "{} pods in two minutes",
+        seen.len()
+    );
 }
 
 #[test]
