@@ -6,3 +6,6 @@ pub mod run;
 pub mod security;
 pub mod setup;
 pub mod store;
+
+#[cfg(test)]
+mod setup_test;

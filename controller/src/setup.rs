@@ -41,6 +41,16 @@ pub enum SetupError {
         /// The file that says so.
         path: PathBuf,
     },
+    /// An `init` that was cut off, or a lost `member.json`: only a person can tell.
+    #[error(
+        "{} exists, but no member.json beside it: if an earlier `init` was cut off, empty the data directory and run \
+         it again",
+        .path.display()
+    )]
+    Leftover {
+        /// The log that nobody owns.
+        path: PathBuf,
+    },
     /// Neither was run.
     #[error("{} does not exist: run `bulkhead-controller init` or `join` first", .path.display())]
     Missing {
@@ -276,6 +286,14 @@ pub fn member_subject(identity: &Identity) -> Subject {
 /// Begins a cluster of one: CA, log, settings, administrator. Gives the file with the client configuration.
 pub async fn init(places: &Places, new: &NewCluster) -> Result<PathBuf, SetupError> {
     places.begin()?;
+    let done = begin_cluster(places, new).await;
+    if done.is_err() {
+        places.undo();
+    }
+    done
+}
+
+async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, SetupError> {
     let cluster_id = new_uuid();
     let authority = Authority::generate(&cluster_id, unix_now())?;
     let identity = Identity {
