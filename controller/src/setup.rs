@@ -219,9 +219,26 @@ impl Places {
         }
         let path = self.member_file();
         if path.exists() {
-            Err(SetupError::Exists { path })
-        } else {
-            Ok(())
+            return Err(SetupError::Exists { path });
+        }
+        match self.stores().into_iter().find(|path| path.exists()) {
+            Some(path) => Err(SetupError::Leftover { path }),
+            None => Ok(()),
+        }
+    }
+
+    fn stores(&self) -> [PathBuf; 2] {
+        [self.data.join("log"), self.data.join("snapshots")]
+    }
+
+    /// Takes back what a failed `init` began.
+    fn undo(&self) {
+        for path in self.stores() {
+            if let Err(cause) = fs::remove_dir_all(&path)
+                && cause.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(error = %cause, path = %path.display(), "failed to remove what was begun");
+            }
         }
     }
 }
