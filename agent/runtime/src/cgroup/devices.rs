@@ -1,0 +1,101 @@
+//! Device rules: a line each for v1, a small program for v2. The last rule that fits decides.
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use sys::bpf::Instruction;
+
+/// A rule as v1's `devices.allow` and `devices.deny` take it.
+pub(super) fn line(rule: &LinuxDeviceCgroup) -> String {
+    let kind = match rule.typ() {
+        Some(LinuxDeviceType::B) => "b",
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => "c",
+        _ => "a",
+    };
+    let number = |number: Option<i64>| number.filter(|n| *n >= 0).map_or("*".to_owned(), |n| n.to_string());
+    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
+    format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
+}
+
+// bpf(2) and linux/bpf.h: struct bpf_cgroup_dev_ctx { u32 access_type /* access << 16 | type */; u32 major; u32 minor; }
+const LOAD_WORD: u8 = 0x61;
+const MOVE: u8 = 0xbf;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const AND_IMMEDIATE: u8 = 0x57;
+const SHIFT_RIGHT: u8 = 0x77;
+const JUMP_NOT_EQUAL: u8 = 0x55;
+const JUMP_EQUAL: u8 = 0x15;
+const EXIT: u8 = 0x95;
+const TYPE_BLOCK: i32 = 1;
+const TYPE_CHAR: i32 = 2;
+const ACCESS_ALL: i32 = 7;
+
+fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers: from << 4 | to, offset, immediate }
+}
+
+/// The program for v2: 1 lets the access through, 0 refuses it.
+pub(super) fn program<'a>(rules: impl DoubleEndedIterator<Item = &'a LinuxDeviceCgroup>) -> Vec<Instruction> {
+    // r2 type, r3 access, r4 major, r5 minor
+    let mut program = vec![
+        op(LOAD_WORD, 2, 1, 0, 0),
+        op(MOVE, 3, 2, 0, 0),
+        op(AND_IMMEDIATE, 2, 0, 0, 0xffff),
+        op(SHIFT_RIGHT, 3, 0, 0, 16),
+        op(LOAD_WORD, 4, 1, 4, 0),
+        op(LOAD_WORD, 5, 1, 8, 0),
+    ];
+    // The last rule that fits decides: test them from the last.
+    for rule in rules.rev() {
+        let mut tests = Vec::new();
+        match rule.typ() {
+            Some(LinuxDeviceType::B) => tests.push((JUMP_NOT_EQUAL, 2, TYPE_BLOCK)),
+            Some(LinuxDeviceType::C | LinuxDeviceType::U) => tests.push((JUMP_NOT_EQUAL, 2, TYPE_CHAR)),
+            _ => {}
+        }
+        for (register, number) in [(4, rule.major()), (5, rule.minor())] {
+            if let Some(number) = number.filter(|number| *number >= 0) {
+                tests.push((JUMP_NOT_EQUAL, register, number as i32));
+            }
+        }
+        let access = match rule.access().as_deref() {
+            None | Some("") => ACCESS_ALL,
+            Some(letters) => letters.chars().fold(0, |bits, letter| {
+                bits | match letter {
+                    'm' => 1,
+                    'r' => 2,
+                    'w' => 4,
+                    _ => 0,
+                }
+            }),
+        };
+        let mut block = Vec::new();
+        if access != ACCESS_ALL {
+            // Allowed only when nothing beyond the rule is asked; refused when anything in it is.
+            block.push(op(MOVE, 0, 3, 0, 0));
+            block.push(op(AND_IMMEDIATE, 0, 0, 0, if rule.allow() { ACCESS_ALL & !access } else { access }));
+            tests.push((if rule.allow() { JUMP_NOT_EQUAL } else { JUMP_EQUAL }, 0, 0));
+        }
+        // Each test jumps over what follows it in this rule: the later tests, the access lines and the verdict.
+        let simple = tests.len() - usize::from(access != ACCESS_ALL);
+        let verdict = 2;
+        let total = tests.len() + block.len() + verdict;
+        let mut placed = 0;
+        let mut lines = Vec::with_capacity(total);
+        for (code, register, value) in &tests[..simple] {
+            placed += 1;
+            lines.push(op(*code, *register, 0, (total - placed) as i16, *value));
+        }
+        placed += block.len();
+        lines.extend(block);
+        for (code, register, value) in &tests[simple..] {
+            placed += 1;
+            lines.push(op(*code, *register, 0, (total - placed) as i16, *value));
+        }
+        lines.push(op(MOVE_IMMEDIATE, 0, 0, 0, i32::from(rule.allow())));
+        lines.push(op(EXIT, 0, 0, 0, 0));
+        program.extend(lines);
+    }
+    // No rule fits: allowed, as in a group without a program.
+    program.push(op(MOVE_IMMEDIATE, 0, 0, 0, 1));
+    program.push(op(EXIT, 0, 0, 0, 0));
+    program
+}

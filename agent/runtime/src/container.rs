@@ -1,0 +1,476 @@
+//! One container, built along one path: `start` for the monitor, `create` and `release` for the OCI command line.
+//!
+//! The parent prepares (`plan`): the root file system, /dev and the volumes as detached trees, every string and table. The
+//! child (`child`) enters the cgroups and namespaces, attaches, and becomes the program. `report` is what it says.
+
+mod child;
+mod mounts;
+mod options;
+mod plan;
+mod report;
+mod rootfs;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use sys::process::{self, CloneArgs};
+use sys::socket;
+
+pub use sys::tty::Size;
+
+pub(crate) use child::{Plan, open_proc};
+pub(crate) use plan::plan_process;
+pub(crate) use report::Failure;
+
+use crate::cgroup::Cgroup;
+use crate::sandbox::Sandbox;
+use crate::spec::ContainerSpec;
+use report::{Record, Step};
+
+/// A directory that every host has, covered for a moment in a container's own mount namespace.
+pub(crate) const PLACE: &std::ffi::CStr = c"/usr";
+
+/// Standard streams of a process.
+#[derive(Debug)]
+pub enum Stdio {
+    /// Input, output, error output. Ours are closed once the process has its own.
+    Fds([OwnedFd; 3]),
+    /// A terminal made in the container's own devpts. Its master comes over this socket (`sys::socket::recv_fds`), as the
+    /// OCI command line's console socket has it.
+    Terminal {
+        /// Connected unix socket.
+        socket: OwnedFd,
+        /// First size.
+        size: Option<Size>,
+    },
+}
+
+impl Stdio {
+    /// Input, output and error output on /dev/null.
+    pub fn null() -> io::Result<Stdio> {
+        let open = || Ok::<OwnedFd, io::Error>(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into());
+        Ok(Stdio::Fds([open()?, open()?, open()?]))
+    }
+
+    /// Copies of our own streams.
+    pub fn inherit() -> io::Result<Stdio> {
+        Ok(Stdio::Fds([
+            sys::fd::dup_above(io::stdin().as_fd(), 3)?,
+            sys::fd::dup_above(io::stdout().as_fd(), 3)?,
+            sys::fd::dup_above(io::stderr().as_fd(), 3)?,
+        ]))
+    }
+}
+
+/// What the caller decides beside the specification.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// Where compiled seccomp profiles are kept; none compiles each time.
+    pub seccomp_cache: Option<&'a Path>,
+    /// This many descriptors from 3 on are passed to the program.
+    pub preserve_fds: u32,
+    /// Stay in the caller's session keyring.
+    pub keep_keyring: bool,
+    /// Directory to which relative paths of the configuration (root, bind sources) are relative; none: the current one.
+    pub bundle: Option<&'a Path>,
+}
+
+/// A process of ours, our child.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process id, as our own PID namespace has it.
+    pub pid: i32,
+    /// Names it also after its end; readable once it has ended; `sys::process::wait` reaps it.
+    pub pidfd: OwnedFd,
+}
+
+/// A container that is built and waits for `release`.
+#[derive(Debug)]
+pub struct Created {
+    /// Its first process.
+    pub running: Running,
+    /// The FIFO whose other end the process waits on.
+    pub fifo: PathBuf,
+}
+
+/// Why a process could not be started; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The specification asks for what cannot be.
+    #[error("invalid {field}: {reason}")]
+    Invalid {
+        /// Path of the field in the OCI configuration.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Its file system cannot be idmapped into the container's user namespace.
+    #[error("{} cannot be idmapped here: {reason}", .path.display())]
+    Idmap {
+        /// The layer or volume.
+        path: PathBuf,
+        /// What may help.
+        reason: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The program cannot be executed; in the words that engines look for.
+    #[error("exec: {program:?}: {reason}")]
+    Program {
+        /// As in the specification.
+        program: String,
+        /// `executable file not found in $PATH`, `no such file or directory`, `permission denied`, ...
+        reason: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Something on the host's side.
+    #[error("failed to {action}{}", .path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: Option<PathBuf>,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A step inside.
+    #[error("failed to {action}")]
+    Step {
+        /// What was tried, with its object.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The process ended before it could become the program: killed from outside, or out of memory.
+    #[error("the process ended before it became the program (code {code}); is its memory limit too small?")]
+    Died {
+        /// Exit code, 128 plus the signal.
+        code: i32,
+    },
+    /// A hook refused.
+    #[error("{0}")]
+    Hook(String),
+    /// Seccomp profile.
+    #[error("failed to prepare the seccomp profile")]
+    Seccomp(#[from] crate::seccomp::SeccompError),
+    /// Cgroup.
+    #[error("failed to enter the cgroup")]
+    Cgroup(#[from] crate::cgroup::CgroupError),
+    /// User namespace of its own.
+    #[error("failed to make the user namespace")]
+    Users(#[source] crate::sandbox::SandboxError),
+}
+
+impl StartError {
+    /// What a shell would exit with: 127 not found, 126 not executable; none when it is no fault of the program.
+    pub fn exit_code(&self) -> Option<i32> {
+        match self {
+            StartError::Program { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => Some(127),
+            StartError::Program { .. } => Some(126),
+            _ => None,
+        }
+    }
+}
+
+fn host(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Host { action, path: None, source }
+}
+
+/// Builds a container and runs its process; returns once exec has happened, or with the reason why not.
+pub fn start(
+    spec: &ContainerSpec,
+    sandbox: Option<&Sandbox>,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    options: &Options<'_>,
+) -> Result<Running, StartError> {
+    let plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
+    launch(plan, &describe(spec), &mut |_| Ok(()))
+}
+
+/// Builds a container whose process waits until somebody calls `release` on `fifo`, also from another process. `hooks`
+/// runs with the process id when the namespaces stand and before the root is entered (`createRuntime`), if
+/// `call_hooks`; its error ends the container.
+pub fn create(
+    spec: &ContainerSpec,
+    sandbox: Option<&Sandbox>,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    options: &Options<'_>,
+    fifo: &Path,
+    hooks: Option<&mut dyn FnMut(i32) -> Result<(), String>>,
+) -> Result<Created, StartError> {
+    let mut plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
+    let fail = |action| move |source| StartError::Host { action, path: Some(fifo.to_owned()), source };
+    nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
+        .map_err(io::Error::from)
+        .map_err(fail("make the FIFO"))?;
+    let result = (|| {
+        // Both ends in the process: its read never sees an end of file, and `release` finds nobody once it is dead.
+        let release = fs::OpenOptions::new().read(true).write(true).open(fifo).map_err(fail("open the FIFO"))?;
+        plan.process.release = Some(release.into());
+        if let (Some(root), true) = (&mut plan.root, hooks.is_some()) {
+            root.hooks = true;
+        }
+        match hooks {
+            Some(hooks) => launch(plan, &describe(spec), hooks),
+            None => launch(plan, &describe(spec), &mut |_| Ok(())),
+        }
+    })();
+    match result {
+        Ok(running) => Ok(Created { running, fifo: fifo.to_owned() }),
+        Err(error) => {
+            fs::remove_file(fifo).map_err(fail("remove the FIFO"))?;
+            Err(error)
+        }
+    }
+}
+
+/// Why a created container could not be released.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// It has ended, or was released already.
+    #[error("cannot start a container that has stopped or runs already")]
+    Gone,
+    /// The FIFO.
+    #[error("failed to write {}", .path.display())]
+    Fifo {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Lets a created container's process become its program, and removes the FIFO.
+pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
+    let fail = |source| ReleaseError::Fifo { path: fifo.to_owned(), source };
+    let file = match fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(fifo) {
+        Ok(file) => file,
+        // ENXIO: nobody has it open for reading.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => {
+            return Err(ReleaseError::Gone);
+        }
+        Err(error) => return Err(fail(error)),
+    };
+    // Removed first: of two callers only one goes on.
+    fs::remove_file(fifo).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ReleaseError::Gone,
+        _ => fail(error),
+    })?;
+    sys::fd::write(file.as_fd(), b"0").map(drop).map_err(fail)
+}
+
+impl Created {
+    /// `release`, by who created it.
+    pub fn start(self) -> Result<Running, ReleaseError> {
+        release(&self.fifo)?;
+        Ok(self.running)
+    }
+}
+
+/// Runs a plan. Whatever goes wrong, no process is left.
+pub(crate) fn launch(
+    plan: Plan,
+    names: &Names,
+    hooks: &mut dyn FnMut(i32) -> Result<(), String>,
+) -> Result<Running, StartError> {
+    let (ours, theirs) = socket::seqpacket_pair().map_err(host("make a socket pair"))?;
+    let first = plan.needs_first();
+    let args = CloneArgs {
+        flags: if first { 0 } else { plan.clone_flags },
+        exit_signal: libc::SIGCHLD,
+        cgroup: plan.entry.unified.as_ref().map(AsFd::as_fd),
+    };
+    let spawned = process::spawn(args, || {
+        sys::fd::close_inherited(ours.as_fd());
+        if first { child::first(&plan, theirs.as_fd()) } else { child::only(&plan, theirs.as_fd()) }
+    });
+    let child = spawned.map_err(host("start a process in the container's cgroup"))?;
+    // Our copies would keep the container's mounts alive and its ends of pipes open.
+    drop(theirs);
+    let explain = Explain::of(&plan, names);
+    drop(plan);
+    let pid = if first {
+        let told = Record::receive(ours.as_fd());
+        let ended = process::wait_pid(child).map_err(host("end a helper process"))?;
+        match told.map_err(host("hear from a helper process"))? {
+            Some(Record::Pid(pid)) => pid,
+            Some(Record::Failed(failure)) => return Err(explain.error(failure)),
+            _ => return Err(StartError::Died { code: ended.code() }),
+        }
+    } else {
+        child
+    };
+    // Our own child and not reaped, so the number is still its.
+    let running = match process::pidfd_open(pid) {
+        Ok(pidfd) => Running { pid, pidfd },
+        Err(error) => {
+            drop(ours);
+            process::kill(pid, libc::SIGKILL).map_err(host("end a process"))?;
+            process::wait_pid(pid).map_err(host("end a process"))?;
+            return Err(host("name a process")(error));
+        }
+    };
+    match follow(&ours, &running, &explain, hooks) {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            match process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result.map_err(host("end a process"))?,
+            }
+            let ended = process::wait(running.pidfd.as_fd()).map_err(host("end a process"))?;
+            Err(match error {
+                StartError::Died { .. } => StartError::Died { code: ended.code() },
+                error => error,
+            })
+        }
+    }
+}
+
+/// Follows a child until it is ready or has become the program.
+fn follow(
+    ours: &OwnedFd,
+    running: &Running,
+    explain: &Explain,
+    hooks: &mut dyn FnMut(i32) -> Result<(), String>,
+) -> Result<(), StartError> {
+    let mut at_exec = false;
+    loop {
+        match Record::receive(ours.as_fd()).map_err(host("hear from the container's process"))? {
+            Some(Record::Hooks) => {
+                hooks(running.pid).map_err(StartError::Hook)?;
+                socket::send(ours.as_fd(), b"0").map_err(host("answer the container's process"))?;
+            }
+            Some(Record::Ready) => return Ok(()),
+            Some(Record::Exec) => at_exec = true,
+            Some(Record::Failed(failure)) => return Err(explain.error(failure)),
+            // Its end closed by exec; or by its death, which is then the program's.
+            None if at_exec => return Ok(()),
+            Some(Record::Pid(_)) | None => return Err(StartError::Died { code: 0 }),
+        }
+    }
+}
+
+/// Names for messages about a process.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) program: String,
+    pub(crate) directory: String,
+}
+
+fn describe(spec: &ContainerSpec) -> Names {
+    let process = spec.config.process().as_ref();
+    Names {
+        program: process.and_then(|process| process.args().as_ref()?.first().cloned()).unwrap_or_default(),
+        directory: process.map(|process| process.cwd().display().to_string()).unwrap_or_default(),
+    }
+}
+
+/// Words for a child's failures, kept when the plan itself goes.
+struct Explain {
+    names: Names,
+    mounts: Vec<String>,
+    masked: Vec<String>,
+    readonly: Vec<String>,
+    sysctls: Vec<String>,
+    limits: Vec<u32>,
+    searched: bool,
+}
+
+impl Explain {
+    fn of(plan: &Plan, names: &Names) -> Explain {
+        let path = |target: &child::Target| {
+            target.prefixes.last().map_or("/".to_owned(), |path| format!("/{}", path.to_string_lossy()))
+        };
+        let root = plan.root.as_ref();
+        Explain {
+            names: names.clone(),
+            mounts: root.iter().flat_map(|root| &root.mounts).map(|mount| path(&mount.target)).collect(),
+            masked: root.iter().flat_map(|root| &root.masked).map(path).collect(),
+            readonly: root.iter().flat_map(|root| &root.readonly).map(path).collect(),
+            sysctls: root
+                .iter()
+                .flat_map(|root| &root.sysctls)
+                .map(|(name, _)| name.to_string_lossy().into_owned())
+                .collect(),
+            limits: plan.process.limits.iter().map(|limit| limit.resource).collect(),
+            searched: !names.program.contains('/'),
+        }
+    }
+
+    fn error(&self, failure: Failure) -> StartError {
+        let source = io::Error::from_raw_os_error(failure.errno);
+        let index = failure.index as usize;
+        let of = |list: &[String]| list.get(index).cloned().unwrap_or_default();
+        let action = match failure.step {
+            Step::Find | Step::Exec => {
+                let reason = match failure.errno {
+                    libc::ENOENT if self.searched => "executable file not found in $PATH".to_owned(),
+                    libc::ENOENT => format!("stat {}: no such file or directory", self.names.program),
+                    libc::EACCES => "permission denied".to_owned(),
+                    libc::ENOEXEC => "exec format error".to_owned(),
+                    _ => source.to_string(),
+                };
+                return StartError::Program { program: self.names.program.clone(), reason, source };
+            }
+            Step::EnterCgroup => "enter the cgroup".to_owned(),
+            Step::OomScore => "set oom_score_adj (lowering it takes CAP_SYS_RESOURCE)".to_owned(),
+            Step::RaiseLimit => "raise a resource limit (takes CAP_SYS_RESOURCE)".to_owned(),
+            Step::JoinNamespace => "join a namespace".to_owned(),
+            Step::BecomeRoot => "become root of the user namespace".to_owned(),
+            Step::Clone => "make the container's namespaces".to_owned(),
+            Step::CgroupNamespace => "make a cgroup namespace".to_owned(),
+            Step::Keyring => "make a session keyring".to_owned(),
+            Step::Signals => "reset the signals".to_owned(),
+            Step::Propagation => "make the mounts private".to_owned(),
+            Step::Loopback => "bring the loopback interface up".to_owned(),
+            Step::Hostname => "set the host name".to_owned(),
+            Step::AttachRoot => "attach the root file system".to_owned(),
+            Step::Target if failure.errno == libc::ELOOP => {
+                format!("find {} in the root file system: a symbolic link is in the way", of(&self.mounts))
+            }
+            Step::Target => format!("make {} in the root file system", of(&self.mounts)),
+            Step::MakeFilesystem => format!("make the file system for {}", of(&self.mounts)),
+            Step::AttachMount => format!("mount {}", of(&self.mounts)),
+            Step::ChangeMount => format!("set the options of {}", of(&self.mounts)),
+            Step::Console => "make a terminal".to_owned(),
+            Step::Sysctl => format!("set the sysctl {}", of(&self.sysctls)),
+            Step::Mask => format!("mask {}", of(&self.masked)),
+            Step::ReadonlyPath => format!("make {} read-only", of(&self.readonly)),
+            Step::Hooks => "wait for the hooks".to_owned(),
+            Step::Pivot => "enter the root file system".to_owned(),
+            Step::ReadonlyRoot => "make the root file system read-only".to_owned(),
+            Step::Stdio => "connect the standard streams".to_owned(),
+            Step::Label => "set the security label".to_owned(),
+            Step::Limit => {
+                let resource = self.limits.get(index).copied().unwrap_or_default();
+                format!("set the resource limit {}", plan::rlimit_name(resource))
+            }
+            Step::Personality => "set the personality".to_owned(),
+            Step::Directory => format!("chdir to cwd ({:?}) set in config.json", self.names.directory),
+            Step::DirectoryOutside => {
+                format!("chdir to cwd ({:?}): it lies outside of the container", self.names.directory)
+            }
+            Step::Ids => "set user and groups".to_owned(),
+            Step::Capabilities => "set the capabilities".to_owned(),
+            Step::NoNewPrivs => "set no_new_privs".to_owned(),
+            Step::Ready => "report to the parent".to_owned(),
+            Step::Seccomp => "load the seccomp filter".to_owned(),
+            Step::CloseFds => "close the other descriptors".to_owned(),
+        };
+        StartError::Step { action, source }
+    }
+}
+
+/// A descriptor of at least 3, as the numbers below become the program's streams.
+pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { sys::fd::dup_above(fd.as_fd(), 3) }
+}

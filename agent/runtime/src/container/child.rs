@@ -1,0 +1,577 @@
+//! What runs between clone and exec. Nothing here allocates or takes a lock: all strings and tables were made before, a
+//! failure is a record to the parent. The order is the kernel's; each step says what holds it in its place.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use sys::cred::{CapSets, Rlimit};
+use sys::mount::{Change, FsContext};
+use sys::path::Resolve;
+use sys::process::{CStrings, CloneArgs};
+use sys::{cred, fd, mount, path, process, socket, tty};
+
+use super::report::{Failure, Record, Step, at};
+use crate::cgroup::Entry;
+
+/// A place below the container's root, component by component so that what is missing can be made.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// `a`, `a/b`, `a/b/c`.
+    pub(crate) prefixes: Vec<CString>,
+    /// `a`, `b`, `c`.
+    pub(crate) names: Vec<CString>,
+    /// How links on the way are taken.
+    pub(crate) resolve: Resolve,
+    /// The magic number of the file system it must lie on, for places below /proc and /sys.
+    pub(crate) magic: Option<i64>,
+}
+
+/// What is mounted.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// A tree that the parent made.
+    Tree { tree: OwnedFd, directory: bool },
+    /// A file system that only a member of the container's namespaces can make.
+    New { fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, propagation: u64 },
+    /// A change of what is there already.
+    Change { change: Change, recursive: bool },
+}
+
+/// One mount.
+#[derive(Debug)]
+pub(crate) struct MountPlan {
+    pub(crate) target: Target,
+    pub(crate) what: What,
+}
+
+/// The container's view of the file system and what else belongs to its namespaces.
+#[derive(Debug)]
+pub(crate) struct RootPlan {
+    /// Detached.
+    pub(crate) root: OwnedFd,
+    /// An existing directory of the host's, covered in the container's mount namespace until the pivot.
+    pub(crate) place: CString,
+    pub(crate) mounts: Vec<MountPlan>,
+    pub(crate) masked: Vec<Target>,
+    pub(crate) readonly: Vec<Target>,
+    pub(crate) readonly_root: bool,
+    pub(crate) propagation: u64,
+    pub(crate) loopback: bool,
+    pub(crate) hostname: Option<CString>,
+    pub(crate) domainname: Option<CString>,
+    /// Path below /proc, value.
+    pub(crate) sysctls: Vec<(CString, CString)>,
+    pub(crate) hooks: bool,
+}
+
+/// Standard streams.
+#[derive(Debug)]
+pub(crate) enum StdioPlan {
+    Fds([OwnedFd; 3]),
+    Terminal { socket: OwnedFd, size: Option<tty::Size> },
+}
+
+/// The process itself.
+#[derive(Debug)]
+pub(crate) struct ProcessPlan {
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) arguments: CStrings,
+    pub(crate) environment: CStrings,
+    pub(crate) directory: CString,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) umask: u32,
+    pub(crate) limits: Vec<Rlimit>,
+    pub(crate) personality: Option<u64>,
+    /// Capabilities to take out of the bounding set.
+    pub(crate) unbound: Vec<u32>,
+    pub(crate) capabilities: CapSets,
+    pub(crate) ambient: Vec<u32>,
+    pub(crate) no_new_privs: bool,
+    pub(crate) seccomp: Option<(Vec<sys::seccomp::Instruction>, u32)>,
+    /// File below /proc/thread-self and what to write: the label of the next exec.
+    pub(crate) labels: Vec<(CString, CString)>,
+    pub(crate) stdio: StdioPlan,
+    pub(crate) preserve_fds: u32,
+    pub(crate) new_keyring: bool,
+    /// Readable once the process may begin; none to begin at once.
+    pub(crate) release: Option<OwnedFd>,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) entry: Entry,
+    /// The host's procfs, verified.
+    pub(crate) proc: OwnedFd,
+    pub(crate) oom_score_adj: Option<CString>,
+    pub(crate) raise: Vec<Rlimit>,
+    /// With the kinds; a user namespace last, as joining the others takes the host's rights or those of their owner.
+    pub(crate) joins: Vec<(OwnedFd, i32)>,
+    /// A user namespace is among `joins`: ids must be set to be anybody.
+    pub(crate) joins_user: bool,
+    /// `CLONE_NEW*` of the container's process.
+    pub(crate) clone_flags: u64,
+    pub(crate) cgroup_namespace: bool,
+    pub(crate) root: Option<RootPlan>,
+    pub(crate) process: ProcessPlan,
+}
+
+impl Plan {
+    /// Whether a first process must join namespaces and make the container's process as its sibling: setns of a user
+    /// namespace comes before making the others, and of a PID namespace is for children only.
+    pub(crate) fn needs_first(&self) -> bool {
+        !self.joins.is_empty()
+    }
+}
+
+/// The first child: what is done with the host's rights, then joining.
+pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
+    let result = begin(plan).and_then(|()| {
+        // CVE-2016-9962: before we become visible to anybody in the namespaces, nobody may trace us or open our files.
+        at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
+        for (index, (namespace, kind)) in plan.joins.iter().enumerate() {
+            at(Step::JoinNamespace, index, process::setns(namespace.as_fd(), *kind))?;
+        }
+        if plan.joins_user {
+            become_root()?;
+        }
+        // CLONE_PARENT: the container is our parent's child. Its exit signal is then ours, so 0 must be given.
+        let args = CloneArgs { flags: plan.clone_flags | CLONE_PARENT, exit_signal: 0, cgroup: None };
+        let pid = at(Step::Clone, 0, process::spawn(args, || second(plan, status)))?;
+        at(Step::Ready, 0, Record::Pid(pid).send(status))
+    });
+    conclude(result, status)
+}
+
+/// The container's process when it needs no first one.
+pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
+    match begin(plan) {
+        Ok(()) => second(plan, status),
+        Err(failure) => conclude(Err(failure), status),
+    }
+}
+
+const CLONE_PARENT: u64 = nix::libc::CLONE_PARENT as u64;
+
+fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(failure) => {
+            if Record::Failed(failure).send(status).is_err() {
+                // The parent has gone or no longer listens (a container created long ago): its log is all there is.
+                fd::complain(b"bulkhead-runtime: failed to start the process\n");
+            }
+            127
+        }
+    }
+}
+
+/// With the host's rights.
+fn begin(plan: &Plan) -> Result<(), Failure> {
+    // First of all: what we do is charged to the container. "0" is the writer; it takes no lock (KERNEL: 5.5 and later).
+    for (index, tasks) in plan.entry.tasks.iter().enumerate() {
+        at(Step::EnterCgroup, index, fd::write(tasks.as_fd(), b"0"))?;
+    }
+    if let Some(value) = &plan.oom_score_adj {
+        at(Step::OomScore, 0, write_file(plan.proc.as_fd(), c"self/oom_score_adj", value.to_bytes()))?;
+    }
+    for (index, limit) in plan.raise.iter().enumerate() {
+        at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
+    }
+    Ok(())
+}
+
+fn become_root() -> Result<(), Failure> {
+    at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
+    at(Step::BecomeRoot, 1, cred::setgid(0))?;
+    at(Step::BecomeRoot, 2, cred::setuid(0))
+}
+
+fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let file = path::open(dir, name, O_WRONLY, 0, Resolve::Free)?;
+    fd::write(file.as_fd(), value).map(drop)
+}
+
+const O_WRONLY: i32 = nix::libc::O_WRONLY;
+const O_RDONLY: i32 = nix::libc::O_RDONLY;
+const O_PATH: i32 = nix::libc::O_PATH;
+const O_DIRECTORY: i32 = nix::libc::O_DIRECTORY;
+const O_NOFOLLOW: i32 = nix::libc::O_NOFOLLOW;
+const ENOENT: i32 = nix::libc::ENOENT;
+const ENOTDIR: i32 = nix::libc::ENOTDIR;
+const EEXIST: i32 = nix::libc::EEXIST;
+const EACCES: i32 = nix::libc::EACCES;
+
+/// The container's process.
+fn second(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
+    conclude(build(plan, status), status)
+}
+
+fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
+    at(Step::Signals, 0, process::reset_signals())?;
+    // Ours until here: files below must have the modes they are made with.
+    path::umask(0);
+    if plan.cgroup_namespace {
+        // After entering the groups, or /proc/self/cgroup shows paths outside for ever.
+        at(Step::CgroupNamespace, 0, process::unshare(nix::libc::CLONE_NEWCGROUP))?;
+    }
+    if plan.process.new_keyring {
+        at(Step::Keyring, 0, cred::join_new_session_keyring())?;
+    }
+    // A session of its own: no terminal of the caller's to push characters into (TIOCSTI).
+    at(Step::Stdio, 0, process::setsid())?;
+    let terminal = match &plan.root {
+        Some(root) => enter_root(root, plan, status)?,
+        None => open_terminal(&plan.process.stdio, None)?,
+    };
+    run(plan, terminal, status)
+}
+
+/// Builds the container's root and makes it ours. Returns the terminal's slave.
+fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
+    // Before the first mount: none of ours may reach the host. MS_SLAVE keeps the host's unmounts coming.
+    at(Step::Propagation, 0, mount::mount(None, c"/", None, MS_REC | plan.propagation, None))?;
+    if plan.loopback {
+        at(Step::Loopback, 0, socket::loopback_up())?;
+    }
+    if let Some(name) = &plan.hostname {
+        at(Step::Hostname, 0, cred::sethostname(name))?;
+    }
+    if let Some(name) = &plan.domainname {
+        at(Step::Hostname, 1, cred::setdomainname(name))?;
+    }
+    at(Step::AttachRoot, 0, mount::attach_at(plan.root.as_fd(), &plan.place))?;
+    let root = plan.root.as_fd();
+    for (index, one) in plan.mounts.iter().enumerate() {
+        mount_one(root, one, index)?;
+    }
+    let terminal = open_terminal(&whole.process.stdio, Some(root))?;
+    for (index, (name, value)) in plan.sysctls.iter().enumerate() {
+        // Through the host's verified procfs, not the container's (CVE-2025-52881); namespaced ones are still its own.
+        at(Step::Sysctl, index, write_file(whole.proc.as_fd(), name, value.to_bytes()))?;
+    }
+    // The host's /dev/null and an own empty tmpfs: nothing the image could have put there (CVE-2025-31133).
+    mask(root, &plan.masked)?;
+    for (index, target) in plan.readonly.iter().enumerate() {
+        make_readonly(root, target, index)?;
+    }
+    if plan.hooks {
+        at(Step::Hooks, 0, Record::Hooks.send(status))?;
+        let mut answer = [0];
+        if at(Step::Hooks, 1, fd::read(status, &mut answer))? == 0 {
+            return at(Step::Hooks, 2, Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+        }
+    }
+    // proc and sysfs stand: the kernel compares new ones with the host's, which go with the pivot.
+    at(Step::Pivot, 0, path::fchdir(root))?;
+    at(Step::Pivot, 1, mount::pivot_here())?;
+    at(Step::Pivot, 2, mount::detach(c"."))?;
+    at(Step::Pivot, 3, path::chdir(c"/"))?;
+    if plan.readonly_root {
+        let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
+        at(Step::ReadonlyRoot, 0, mount::change(root, change, false))?;
+    }
+    Ok(terminal)
+}
+
+const MS_REC: u64 = nix::libc::MS_REC;
+
+fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(), Failure> {
+    match &plan.what {
+        What::Tree { tree, directory } => {
+            let target = at(Step::Target, index, make_target(root, &plan.target, *directory))?;
+            at(Step::AttachMount, index, mount::attach(tree.as_fd(), target.as_fd()))
+        }
+        What::New { fstype, options, attributes, propagation } => {
+            let target = at(Step::Target, index, make_target(root, &plan.target, true))?;
+            let tree = at(Step::MakeFilesystem, index, make_filesystem(fstype, options, *attributes))?;
+            at(Step::AttachMount, index, mount::attach(tree.as_fd(), target.as_fd()))?;
+            if *propagation != 0 {
+                let change = Change { propagation: *propagation, ..Change::default() };
+                at(Step::ChangeMount, index, mount::change(tree.as_fd(), change, false))?;
+            }
+            Ok(())
+        }
+        What::Change { change, recursive } => {
+            let target = at(Step::Target, index, find(root, &plan.target))?;
+            at(Step::ChangeMount, index, mount::change(target.as_fd(), *change, *recursive))
+        }
+    }
+}
+
+fn make_filesystem(fstype: &CStr, options: &[(CString, Option<CString>)], attributes: u64) -> io::Result<OwnedFd> {
+    let context = FsContext::open(fstype)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => context.string(key, value)?,
+            None => context.flag(key)?,
+        }
+    }
+    context.mount(attributes)
+}
+
+/// Finds a place; the directory, file or link must be there.
+fn find(root: BorrowedFd<'_>, target: &Target) -> io::Result<OwnedFd> {
+    let whole = target.prefixes.last().map_or(c".", |path| path.as_c_str());
+    let found = path::open(root, whole, O_PATH, 0, target.resolve)?;
+    if let Some(magic) = target.magic
+        && path::fs_magic(found.as_fd())? != magic
+    {
+        return Err(io::Error::from_raw_os_error(nix::libc::EXDEV));
+    }
+    Ok(found)
+}
+
+/// Finds a place, making what is missing of it: directories, at the end a directory or an empty file.
+fn make_target(root: BorrowedFd<'_>, target: &Target, directory: bool) -> io::Result<OwnedFd> {
+    match find(root, target) {
+        Err(error) if error.raw_os_error() == Some(ENOENT) => {}
+        result => return result,
+    }
+    let mut parent = path::open(root, c".", O_PATH | O_DIRECTORY, 0, target.resolve)?;
+    let last = target.names.len().saturating_sub(1);
+    for (index, (prefix, name)) in target.prefixes.iter().zip(&target.names).enumerate() {
+        // Always from the root: a link on the way is taken as the container would take it, and made by descriptor, so
+        // that nobody can move the place away between the look and the making (CVE-2024-45310).
+        match path::open(root, prefix, O_PATH, 0, target.resolve) {
+            Ok(found) => {
+                parent = found;
+                continue;
+            }
+            Err(error) if error.raw_os_error() == Some(ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+        let made = if index < last || directory {
+            path::mkdir(parent.as_fd(), name, 0o755)
+        } else {
+            path::mknod(parent.as_fd(), name, nix::libc::S_IFREG | 0o644, 0)
+        };
+        match made {
+            Err(error) if error.raw_os_error() != Some(EEXIST) => return Err(error),
+            _ => {}
+        }
+        parent = path::open(root, prefix, O_PATH, 0, target.resolve)?;
+    }
+    Ok(parent)
+}
+
+/// Hides files behind the host's /dev/null and directories behind an empty read-only tmpfs.
+fn mask(root: BorrowedFd<'_>, targets: &[Target]) -> Result<(), Failure> {
+    let mut empty: Option<OwnedFd> = None;
+    for (index, target) in targets.iter().enumerate() {
+        let place = match find(root, target) {
+            Ok(place) => place,
+            // Nothing there to hide.
+            Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ENOTDIR)) => continue,
+            Err(error) => return at(Step::Mask, index, Err(error)),
+        };
+        let stat = at(Step::Mask, index, path::stat(place.as_fd()))?;
+        let tree = if !stat.is_dir() {
+            // The path is the host's: the pivot comes later.
+            let null = at(Step::Mask, index, mount::clone_tree(path::here(), c"/dev/null", false))?;
+            let stat = at(Step::Mask, index, path::stat(null.as_fd()))?;
+            if !stat.is_char_device() || stat.rdev != path::makedev(1, 3) {
+                return at(Step::Mask, index, Err(io::Error::from_raw_os_error(nix::libc::ENODEV)));
+            }
+            null
+        } else if let Some(first) = &empty {
+            at(Step::Mask, index, mount::clone_tree(first.as_fd(), c"", false))?
+        } else {
+            let attributes = mount::MOUNT_ATTR_RDONLY
+                | mount::MOUNT_ATTR_NOSUID
+                | mount::MOUNT_ATTR_NODEV
+                | mount::MOUNT_ATTR_NOEXEC;
+            let context = at(Step::Mask, index, FsContext::open(c"tmpfs"))?;
+            at(Step::Mask, index, context.mount(attributes))?
+        };
+        at(Step::Mask, index, mount::attach(tree.as_fd(), place.as_fd()))?;
+        if stat.is_dir() && empty.is_none() {
+            empty = Some(tree);
+        }
+    }
+    Ok(())
+}
+
+fn make_readonly(root: BorrowedFd<'_>, target: &Target, index: usize) -> Result<(), Failure> {
+    let place = match find(root, target) {
+        Ok(place) => place,
+        Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ENOTDIR)) => return Ok(()),
+        Err(error) => return at(Step::ReadonlyPath, index, Err(error)),
+    };
+    let tree = at(Step::ReadonlyPath, index, mount::clone_tree(place.as_fd(), c"", true))?;
+    let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
+    at(Step::ReadonlyPath, index, mount::change(tree.as_fd(), change, true))?;
+    at(Step::ReadonlyPath, index, mount::attach(tree.as_fd(), place.as_fd()))
+}
+
+/// Makes a terminal in the container's own devpts, hands its master over, and with `root` mounts its slave on
+/// /dev/console. Without `root` we are inside already.
+fn open_terminal(stdio: &StdioPlan, root: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, Failure> {
+    let StdioPlan::Terminal { socket, size } = stdio else { return Ok(None) };
+    let inside;
+    let from = match root {
+        Some(root) => root,
+        None => {
+            inside = at(Step::Console, 0, path::open(path::here(), c"/", O_PATH | O_DIRECTORY, 0, Resolve::Free))?;
+            inside.as_fd()
+        }
+    };
+    let (master, slave) = at(Step::Console, 1, tty::open_pair(from))?;
+    if let Some(size) = size {
+        at(Step::Console, 2, tty::set_size(master.as_fd(), *size))?;
+    }
+    if let Some(root) = root {
+        // By descriptors on both sides, and no link at the end (CVE-2025-52565).
+        match path::open(root, c"dev/console", O_PATH | O_NOFOLLOW, 0, Resolve::NoLinks) {
+            Ok(console) => {
+                let tree = at(Step::Console, 3, mount::clone_tree(slave.as_fd(), c"", false))?;
+                at(Step::Console, 4, mount::attach(tree.as_fd(), console.as_fd()))?;
+            }
+            Err(error) if error.raw_os_error() == Some(ENOENT) => {}
+            Err(error) => return at(Step::Console, 5, Err(error)),
+        }
+    }
+    // go-runc's and conmon's receivers take the message's text as the terminal's name.
+    at(Step::Console, 6, socket::send_fds(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]))?;
+    Ok(Some(slave))
+}
+
+/// Becomes the process: streams, label, limits, ids, capabilities, filter, program.
+fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Result<(), Failure> {
+    let plan = &whole.process;
+    connect_stdio(plan, terminal)?;
+    write_labels(whole)?;
+    for (index, limit) in plan.limits.iter().enumerate() {
+        at(Step::Limit, index, cred::setrlimit(*limit))?;
+    }
+    if let Some(persona) = plan.personality {
+        at(Step::Personality, 0, cred::set_personality(persona))?;
+    }
+    // As root first, as the user may lack the right to pass a parent; as the user below, if only he may.
+    let entered = path::chdir(&plan.directory);
+    if plan.no_new_privs {
+        at(Step::NoNewPrivs, 0, process::set_no_new_privs())?;
+    } else if let Some((program, flags)) = &plan.seccomp {
+        // Without no_new_privs a filter takes CAP_SYS_ADMIN, which goes below.
+        at(Step::Seccomp, 0, sys::seccomp::load(program, *flags))?;
+    }
+    for (index, capability) in plan.unbound.iter().enumerate() {
+        at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
+    }
+    at(Step::Ids, 0, cred::set_keep_caps(true))?;
+    at(Step::Ids, 1, cred::setgroups(&plan.groups))?;
+    at(Step::Ids, 2, cred::setgid(plan.gid))?;
+    at(Step::Ids, 3, cred::setuid(plan.uid))?;
+    at(Step::Ids, 4, cred::set_keep_caps(false))?;
+    at(Step::Capabilities, 100, cred::clear_ambient())?;
+    at(Step::Capabilities, 101, cred::capset(plan.capabilities))?;
+    for capability in &plan.ambient {
+        at(Step::Capabilities, 102, cred::raise_ambient(*capability))?;
+    }
+    match entered {
+        Err(error) if error.raw_os_error() == Some(EACCES) => {
+            at(Step::Directory, 0, path::chdir(&plan.directory))?;
+        }
+        result => at(Step::Directory, 0, result)?,
+    }
+    // CVE-2024-21626: /proc/self/fd/N as a working directory would be a directory of the host's.
+    if !at(Step::Directory, 1, path::cwd_is_inside())? {
+        return at(Step::DirectoryOutside, 0, Err(io::Error::from_raw_os_error(EACCES)));
+    }
+    let program = search(&plan.candidates)?;
+    if let Some(release) = &plan.release {
+        at(Step::Ready, 0, Record::Ready.send(status))?;
+        let mut byte = [0];
+        if at(Step::Ready, 1, fd::read(release.as_fd(), &mut byte))? == 0 {
+            return at(Step::Ready, 2, Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+        }
+    } else {
+        at(Step::Ready, 3, Record::Exec.send(status))?;
+    }
+    path::umask(plan.umask);
+    at(Step::CloseFds, 0, fd::cloexec_from(3))?;
+    for number in 3..3 + plan.preserve_fds {
+        at(Step::CloseFds, 1, fd::keep_on_exec(number as i32))?;
+    }
+    if plan.no_new_privs
+        && let Some((program, flags)) = &plan.seccomp
+    {
+        // Last: the program needs nothing of what the filter forbids us.
+        at(Step::Seccomp, 1, sys::seccomp::load(program, *flags))?;
+    }
+    let error = process::execve(program, &plan.arguments, &plan.environment);
+    at(Step::Exec, 0, Err(error))
+}
+
+fn connect_stdio(plan: &ProcessPlan, terminal: Option<OwnedFd>) -> Result<(), Failure> {
+    match (&plan.stdio, terminal) {
+        (StdioPlan::Fds(fds), _) => {
+            for (number, one) in fds.iter().enumerate() {
+                at(Step::Stdio, 1, fd::dup_onto(one.as_fd(), number as i32))?;
+            }
+        }
+        (StdioPlan::Terminal { .. }, Some(slave)) => {
+            at(Step::Stdio, 2, tty::set_controlling(slave.as_fd()))?;
+            // A terminal of ours alone; a device of the host's is never given away.
+            at(Step::Stdio, 3, path::chown(slave.as_fd(), c"", plan.uid, TTY_GROUP_KEEP))?;
+            for number in 0..3 {
+                at(Step::Stdio, 4, fd::dup_onto(slave.as_fd(), number))?;
+            }
+        }
+        (StdioPlan::Terminal { .. }, None) => {
+            return at(Step::Stdio, 5, Err(io::Error::from_raw_os_error(nix::libc::ENOTTY)));
+        }
+    }
+    Ok(())
+}
+
+/// fchownat(2): -1 leaves the group as devpts set it.
+const TTY_GROUP_KEEP: u32 = u32::MAX;
+
+fn write_labels(whole: &Plan) -> Result<(), Failure> {
+    if whole.process.labels.is_empty() {
+        return Ok(());
+    }
+    // The files of a process that nobody may trace belong to the host's root. We have every capability still, so nobody
+    // in the container may trace us in this moment.
+    at(Step::Label, 0, process::set_dumpable(true))?;
+    for (index, (name, value)) in whole.process.labels.iter().enumerate() {
+        // Through the host's verified procfs (CVE-2019-16884, CVE-2019-19921, CVE-2025-52881).
+        at(Step::Label, index, write_file(whole.proc.as_fd(), name, value.to_bytes()))?;
+    }
+    at(Step::Label, 0, process::set_dumpable(false))
+}
+
+/// The first candidate that can be executed, as execvp(3) chooses.
+fn search(candidates: &[CString]) -> Result<&CStr, Failure> {
+    let mut refused = None;
+    for (index, candidate) in candidates.iter().enumerate() {
+        let result = path::open(path::here(), candidate, O_PATH, 0, Resolve::Free)
+            .and_then(|file| path::stat(file.as_fd()))
+            .and_then(|stat| if stat.is_dir() { Err(io::Error::from_raw_os_error(EACCES)) } else { Ok(()) })
+            .and_then(|()| path::may_execute(candidate));
+        match result {
+            Ok(()) => return Ok(candidate),
+            Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ENOTDIR)) => {}
+            Err(error) => refused = Some((index, error)),
+        }
+    }
+    match refused {
+        Some((index, error)) => at(Step::Find, index, Err(error)),
+        None => at(Step::Find, 0, Err(io::Error::from_raw_os_error(ENOENT))),
+    }
+}
+
+/// Opens the host's procfs and makes sure that it is one.
+pub(crate) fn open_proc() -> io::Result<OwnedFd> {
+    let proc = path::open(path::here(), c"/proc", O_RDONLY | O_DIRECTORY, 0, Resolve::Free)?;
+    // proc(5): the root directory of a procfs has inode 1.
+    if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
+        return Err(io::Error::from_raw_os_error(nix::libc::EXDEV));
+    }
+    assert!(proc.as_raw_fd() > 2, "a process of ours has its standard streams open");
+    Ok(proc)
+}

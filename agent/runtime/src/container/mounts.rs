@@ -1,0 +1,395 @@
+//! The mounts of the configuration, prepared: bind sources and /dev as trees made here, the others as recipes for the
+//! child, which alone is in the namespaces that proc, sysfs, mqueue and devpts belong to.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::libc;
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount};
+use sys::mount::{self, Change, FsContext};
+use sys::path::{self, Resolve};
+
+use super::child::{MountPlan, Target, What};
+use super::options::{self, MountOptions};
+use super::rootfs::c_path;
+use super::{StartError, host};
+use crate::cgroup::{Cgroup, Layout};
+use crate::sandbox;
+
+/// Most mounts of one container, layers of cgroups included: a table that every later clone copies.
+const MOUNTS_MAX: usize = 1024;
+
+/// What the mounts depend on.
+pub(super) struct Context<'a> {
+    /// The container's user namespace, and the host id of its root.
+    pub(super) users: Option<BorrowedFd<'a>>,
+    pub(super) root_uid: u32,
+    pub(super) root_gid: u32,
+    pub(super) cgroup: &'a Cgroup,
+    pub(super) cgroup_namespace: bool,
+    pub(super) devices: &'a [LinuxDevice],
+    pub(super) terminal: bool,
+    pub(super) bundle: &'a Path,
+    /// SELinux label of file systems made for the container.
+    pub(super) label: Option<&'a str>,
+    /// No network namespace of its own: sysfs shows the host's and may be refused.
+    pub(super) host_network: bool,
+}
+
+fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
+    StartError::Invalid { field: field.into(), reason: reason.into() }
+}
+
+/// A place in the container's root. `..` is resolved here: it can name nothing above the root anyway.
+pub(super) fn target(destination: &Path, resolve: Resolve, magic: Option<i64>) -> Result<Target, StartError> {
+    let mut path = PathBuf::new();
+    for part in destination.components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => {
+                path.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    let mut target = Target { prefixes: Vec::new(), names: Vec::new(), resolve, magic };
+    let mut prefix = PathBuf::new();
+    for part in path.components() {
+        prefix.push(part);
+        target.prefixes.push(c_path(&prefix)?);
+        target.names.push(c_path(Path::new(part.as_os_str()))?);
+    }
+    Ok(target)
+}
+
+/// A place to mask or make read-only. Below /proc and /sys it must lie on a real procfs or sysfs (CVE-2023-28642).
+pub(super) fn covered(path: &str) -> Result<Target, StartError> {
+    if !path.starts_with('/') {
+        return Err(invalid(path, "must be absolute"));
+    }
+    let magic = if path == "/proc" || path.starts_with("/proc/") {
+        Some(path::PROC_MAGIC)
+    } else {
+        None
+    };
+    target(Path::new(path), Resolve::InRoot, magic)
+}
+
+/// Prepares all mounts, in their order.
+pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>, StartError> {
+    let mut plans = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let field = format!("mounts[{index}]");
+        let options = options::parse(mount.options().as_deref().unwrap_or_default());
+        let kind = mount.typ().as_deref().unwrap_or("none");
+        if !mount.destination().is_absolute() && mount.destination().as_os_str().is_empty() {
+            return Err(invalid(field, "no destination"));
+        }
+        if options.bind || kind == "bind" {
+            plans.push(bind(&field, mount, &options, context)?);
+            continue;
+        }
+        match kind {
+            "cgroup" | "cgroup2" => cgroup(mount, &options, context, &mut plans)?,
+            "tmpfs" if clean(mount.destination()) == Path::new("/dev") => {
+                plans.push(MountPlan {
+                    target: target(mount.destination(), Resolve::InRoot, None)?,
+                    what: What::Tree { tree: dev(&options, context)?, directory: true },
+                });
+            }
+            _ => plans.push(new(&field, mount, kind, &options, context)?),
+        }
+        if plans.len() > MOUNTS_MAX {
+            return Err(invalid("mounts", format!("more than {MOUNTS_MAX}")));
+        }
+    }
+    Ok(plans)
+}
+
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+/// A file system that the child makes.
+fn new(
+    field: &str,
+    mount: &Mount,
+    kind: &str,
+    options: &MountOptions,
+    context: &Context<'_>,
+) -> Result<MountPlan, StartError> {
+    if options.copy_up {
+        return Err(invalid(field, "tmpcopyup is not supported"));
+    }
+    if options.idmap.is_some() || mount.uid_mappings().is_some() {
+        return Err(invalid(field, "only bind mounts can be idmapped"));
+    }
+    if options.recursive != Change::default() {
+        return Err(invalid(field, "recursive attributes are for bind mounts"));
+    }
+    if kind == "sysfs" && context.users.is_some() && context.host_network {
+        return Err(invalid(field, "sysfs needs a network namespace of the container's user namespace; bind /sys"));
+    }
+    // A procfs elsewhere than where masks and label writes look for it would be a fake for all that trust the path
+    // (CVE-2023-27561, CVE-2019-19921).
+    let resolve = if matches!(kind, "proc" | "sysfs") { Resolve::NoLinks } else { Resolve::InRoot };
+    let mut data = Vec::new();
+    if let Some(source) = mount.source() {
+        data.push((c"source".to_owned(), Some(c_path(source)?)));
+    }
+    for (key, value) in &options.data {
+        data.push((string(field, key)?, value.as_ref().map(|value| string(field, value)).transpose()?));
+    }
+    if let Some(label) = context.label
+        && matches!(kind, "tmpfs" | "devpts" | "mqueue" | "ramfs")
+    {
+        data.push((c"context".to_owned(), Some(string(field, label)?)));
+    }
+    Ok(MountPlan {
+        target: target(mount.destination(), resolve, None)?,
+        what: What::New {
+            fstype: string(field, kind)?,
+            options: data,
+            attributes: options.change.set,
+            propagation: options.propagation.map_or(0, |(flag, _)| flag),
+        },
+    })
+}
+
+fn string(field: &str, value: &str) -> Result<CString, StartError> {
+    CString::new(value).map_err(|_| invalid(field, "NUL byte"))
+}
+
+/// A host's file or directory.
+fn bind(
+    field: &str,
+    mount: &Mount,
+    options: &MountOptions,
+    context: &Context<'_>,
+) -> Result<MountPlan, StartError> {
+    let source = mount.source().as_ref().ok_or_else(|| invalid(field, "a bind mount without a source"))?;
+    let source = context.bundle.join(source);
+    if !options.data.is_empty() {
+        let names: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+        return Err(invalid(field, format!("unknown option of a bind mount: {}", names.join(","))));
+    }
+    let failed = |action: &'static str| {
+        let path = source.clone();
+        move |error| StartError::Host { action, path: Some(path), source: error }
+    };
+    let tree = mount::clone_tree(path::here(), &c_path(&source)?, options.recursive_bind)
+        .map_err(failed("open the source of a mount:"))?;
+    let directory = path::stat(tree.as_fd()).map_err(failed("look at"))?.is_dir();
+    let idmapped = idmap(field, &source, tree.as_fd(), mount, options, context)?;
+    mount::change(tree.as_fd(), Change { propagation: 0, ..options.recursive }, true)
+        .map_err(failed("set the options of"))?;
+    mount::change(tree.as_fd(), Change { propagation: 0, ..options.change }, false)
+        .map_err(failed("set the options of"))?;
+    // Private unless asked: a container's mounts below a volume are nobody else's matter.
+    let (propagation, recursive) = options.propagation.unwrap_or((libc::MS_PRIVATE, true));
+    mount::change(tree.as_fd(), Change { propagation, ..Change::default() }, recursive)
+        .map_err(failed("set the propagation of"))?;
+    drop(idmapped);
+    Ok(MountPlan {
+        target: target(mount.destination(), Resolve::InRoot, None)?,
+        what: What::Tree { tree, directory },
+    })
+}
+
+/// Maps the ids of a volume when the mount asks: by `idmap` or `ridmap`, with its own mappings or else the container's.
+fn idmap(
+    field: &str,
+    source: &Path,
+    tree: BorrowedFd<'_>,
+    mount: &Mount,
+    options: &MountOptions,
+    context: &Context<'_>,
+) -> Result<Option<OwnedFd>, StartError> {
+    let own = match (mount.uid_mappings(), mount.gid_mappings()) {
+        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
+            Some(sandbox::make_user_namespace(&maps(uids), &maps(gids)).map_err(StartError::Users)?)
+        }
+        (None, None) => None,
+        _ => return Err(invalid(field, "uidMappings and gidMappings must both be given")),
+    };
+    if own.is_none() && options.idmap.is_none() {
+        return Ok(None);
+    }
+    let users = own
+        .as_ref()
+        .map(AsFd::as_fd)
+        .or(context.users)
+        .ok_or_else(|| invalid(field, "idmap without mappings and without a user namespace"))?;
+    mount::idmap(tree, users, options.idmap == Some(true)).map_err(|error| StartError::Idmap {
+        path: source.to_owned(),
+        reason: "its file system has no idmapped mounts; use another volume, or hostUsers: true",
+        source: error,
+    })?;
+    Ok(own)
+}
+
+pub(super) fn maps(list: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
+    list.iter().map(|map| (map.container_id(), map.host_id(), map.size())).collect()
+}
+
+/// /dev: a tmpfs of ours with nodes made on the detached tree, so that they work in a user namespace too.
+fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartError> {
+    let make = || -> io::Result<OwnedFd> {
+        let tmpfs = FsContext::open(c"tmpfs")?;
+        for (key, value) in &options.data {
+            // Ours below: as whoever is root inside.
+            if key == "uid" || key == "gid" {
+                continue;
+            }
+            match value {
+                Some(value) => tmpfs.string(&CString::new(key.as_str())?, &CString::new(value.as_str())?)?,
+                None => tmpfs.flag(&CString::new(key.as_str())?)?,
+            }
+        }
+        tmpfs.string(c"uid", &CString::new(context.root_uid.to_string())?)?;
+        tmpfs.string(c"gid", &CString::new(context.root_gid.to_string())?)?;
+        if let Some(label) = context.label {
+            tmpfs.string(c"context", &CString::new(label)?)?;
+        }
+        tmpfs.mount(options.change.set & !mount::MOUNT_ATTR_NODEV & !mount::MOUNT_ATTR_RDONLY)
+    };
+    let tree = make().map_err(host("make /dev"))?;
+    let old = path::umask(0); // the nodes are for everybody
+    let filled = fill(tree.as_fd(), context);
+    path::umask(old);
+    filled.map_err(host("fill /dev"))?;
+    if options.change.set & mount::MOUNT_ATTR_RDONLY != 0 {
+        let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
+        mount::change(tree.as_fd(), change, false).map_err(host("make /dev read-only"))?;
+    }
+    Ok(tree)
+}
+
+fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
+    let node = |dir: BorrowedFd<'_>, name: &CString, mode: u32, device: u64, uid: u32, gid: u32| -> io::Result<()> {
+        path::mknod(dir, name, mode, device)?;
+        path::chown(dir, name, uid, gid)
+    };
+    let own = |id: u32, root: u32| root.checked_add(id).ok_or(io::ErrorKind::InvalidInput);
+    for (name, major, minor) in crate::defaults::DEVICES {
+        let device = path::makedev(major, minor);
+        node(dev, &CString::new(name)?, libc::S_IFCHR | 0o666, device, context.root_uid, context.root_gid)?;
+    }
+    for (name, to) in [
+        (c"fd", c"/proc/self/fd"),
+        (c"stdin", c"/proc/self/fd/0"),
+        (c"stdout", c"/proc/self/fd/1"),
+        (c"stderr", c"/proc/self/fd/2"),
+        (c"ptmx", c"pts/ptmx"),
+    ] {
+        path::symlink(to, dev, name)?;
+        path::chown(dev, name, context.root_uid, context.root_gid)?;
+    }
+    for name in [c"pts", c"shm", c"mqueue"] {
+        path::mkdir(dev, name, 0o755)?;
+        path::chown(dev, name, context.root_uid, context.root_gid)?;
+    }
+    if context.terminal {
+        node(dev, &c"console".to_owned(), libc::S_IFREG | 0o600, 0, context.root_uid, context.root_gid)?;
+    }
+    for device in context.devices {
+        let Ok(inside) = device.path().strip_prefix("/dev") else {
+            return Err(io::Error::other(format!("device {} is not in /dev", device.path().display())));
+        };
+        let mut dir = path::open(dev, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
+        let names: Vec<CString> = inside
+            .components()
+            .map(|part| CString::new(part.as_os_str().as_encoded_bytes()))
+            .collect::<Result<_, _>>()?;
+        let Some((last, parents)) = names.split_last() else { continue };
+        for name in parents {
+            match path::mkdir(dir.as_fd(), name, 0o755) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            dir = path::open(dir.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
+        }
+        let kind = match device.typ() {
+            LinuxDeviceType::B => libc::S_IFBLK,
+            LinuxDeviceType::P => libc::S_IFIFO,
+            _ => libc::S_IFCHR,
+        };
+        let number = path::makedev(device.major() as u32, device.minor() as u32);
+        let mode = kind | device.file_mode().unwrap_or(0o666) & 0o7777;
+        let uid = own(device.uid().unwrap_or(0), context.root_uid)?;
+        let gid = own(device.gid().unwrap_or(0), context.root_gid)?;
+        match node(dir.as_fd(), last, mode, number, uid, gid) {
+            // One of the default nodes, listed as well.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// The container's own part of the cgroup tree.
+fn cgroup(
+    mount: &Mount,
+    options: &MountOptions,
+    context: &Context<'_>,
+    plans: &mut Vec<MountPlan>,
+) -> Result<(), StartError> {
+    let attributes = options.change.set;
+    let whole = |path: &Path| target(path, Resolve::InRoot, None);
+    let attach = |plans: &mut Vec<MountPlan>, place: &Path, host: &Path, kind: &str, data: Vec<(CString, Option<CString>)>| {
+        let what = if context.cgroup_namespace {
+            What::New { fstype: string("mounts", kind)?, options: data, attributes, propagation: 0 }
+        } else {
+            let directory = host.join(context.cgroup.path().strip_prefix("/").unwrap_or(Path::new("")));
+            let fail = |source| StartError::Host { action: "open", path: Some(directory.clone()), source };
+            let tree = mount::clone_tree(path::here(), &c_path(&directory)?, false).map_err(fail)?;
+            let change = Change { set: attributes, clear: 0, propagation: libc::MS_PRIVATE };
+            mount::change(tree.as_fd(), change, false).map_err(fail)?;
+            What::Tree { tree, directory: true }
+        };
+        plans.push(MountPlan { target: whole(place)?, what });
+        Ok::<(), StartError>(())
+    };
+    let destination = mount.destination();
+    match context.cgroup.layout() {
+        Layout::V2 { mount: host } => attach(plans, destination, host, "cgroup2", Vec::new()),
+        Layout::V1 { hierarchies, unified } => {
+            plans.push(MountPlan {
+                target: whole(destination)?,
+                what: What::New {
+                    fstype: c"tmpfs".to_owned(),
+                    options: vec![(c"mode".to_owned(), Some(c"755".to_owned()))],
+                    attributes: attributes & !mount::MOUNT_ATTR_RDONLY,
+                    propagation: 0,
+                },
+            });
+            for hierarchy in hierarchies {
+                let name = hierarchy.mount.file_name().unwrap_or(hierarchy.mount.as_os_str());
+                let mut data = Vec::new();
+                for controller in &hierarchy.controllers {
+                    data.push(match controller.strip_prefix("name=") {
+                        Some(name) => (c"name".to_owned(), Some(string("mounts", name)?)),
+                        None => (string("mounts", controller)?, None),
+                    });
+                }
+                attach(plans, &destination.join(name), &hierarchy.mount, "cgroup", data)?;
+            }
+            if let Some(host) = unified {
+                let name = host.file_name().unwrap_or(host.as_os_str());
+                attach(plans, &destination.join(name), host, "cgroup2", Vec::new())?;
+            }
+            if attributes & mount::MOUNT_ATTR_RDONLY != 0 {
+                plans.push(MountPlan {
+                    target: whole(destination)?,
+                    what: What::Change {
+                        change: Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() },
+                        recursive: false,
+                    },
+                });
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! A pod's shared parts: one user namespace that owns its network, IPC and UTS namespaces, a PID namespace if the pod
+//! shares one, and the pod's cgroup. All are held by descriptors; no process stays, but the minimal init of a shared PID
+//! namespace, which cannot be without one.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::libc;
+use sys::mount::FsContext;
+use sys::path::Resolve;
+use sys::process::CloneArgs;
+use sys::{cred, fd, mount, path, process, socket};
+
+use crate::cgroup::{Cgroup, CgroupError, Layout};
+use crate::spec::{IdRange, PidShare, SandboxSpec, Share};
+
+/// Why a sandbox could not be made; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SandboxError {
+    /// Its cgroup.
+    #[error("failed to set up the pod's cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// A combination that the kernel does not have.
+    #[error("{reason}")]
+    Unsupported {
+        /// Why.
+        reason: &'static str,
+    },
+    /// A name with a NUL byte, or a sysctl that is not one of the pod's own namespaces.
+    #[error("invalid {what}: {value:?}")]
+    Invalid {
+        /// Which field.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A step of the kernel's.
+    #[error("failed to {action}")]
+    Step {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A sysctl that the kernel refused.
+    #[error("failed to set sysctl {name}")]
+    Sysctl {
+        /// Its dotted name.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn step(action: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
+    move |source| SandboxError::Step { action, source }
+}
+
+/// How long `destroy` waits for the last processes of a pod.
+pub const DESTROY_WAIT: Duration = Duration::from_secs(10);
+
+/// A pod's shared parts.
+#[derive(Debug)]
+pub struct Sandbox {
+    users: Option<IdRange>,
+    user: Option<OwnedFd>,
+    net: Option<OwnedFd>,
+    ipc: Option<OwnedFd>,
+    uts: Option<OwnedFd>,
+    pid: Option<OwnedFd>,
+    /// First process of the shared PID namespace.
+    init: Option<(i32, OwnedFd)>,
+    cgroup: Cgroup,
+}
+
+impl Sandbox {
+    /// Makes it.
+    pub fn create(spec: &SandboxSpec, layout: &Layout) -> Result<Sandbox, SandboxError> {
+        check(spec)?;
+        let cgroup = Cgroup::create(layout, &spec.cgroup)?;
+        match Self::build(spec, cgroup.clone()) {
+            Ok(sandbox) => Ok(sandbox),
+            Err(error) => {
+                cgroup.remove(DESTROY_WAIT)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn build(spec: &SandboxSpec, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
+        let user = match spec.users {
+            Some(range) => Some(make_user_namespace(&[(0, range.start, range.count)], &[(0, range.start, range.count)])?),
+            None => None,
+        };
+        let mut sandbox =
+            Sandbox { users: spec.users, user, net: None, ipc: None, uts: None, pid: None, init: None, cgroup };
+        let mut flags = 0;
+        if spec.network == Share::Pod {
+            flags |= libc::CLONE_NEWNET;
+        }
+        if spec.ipc == Share::Pod {
+            flags |= libc::CLONE_NEWIPC;
+        }
+        if spec.hostname.is_some() {
+            flags |= libc::CLONE_NEWUTS;
+        }
+        if flags != 0 {
+            sandbox.make_namespaces(spec, flags)?;
+        }
+        if !spec.sysctls.is_empty() {
+            set_sysctls(&sandbox, spec)?;
+        }
+        if spec.pid == PidShare::Pod
+            && let Err(error) = sandbox.start_init()
+        {
+            sandbox.end_init()?;
+            return Err(error);
+        }
+        Ok(sandbox)
+    }
+
+    /// A child joins the user namespace, leaves the others for new ones, and stays until we have opened them.
+    fn make_namespaces(&mut self, spec: &SandboxSpec, flags: i32) -> Result<(), SandboxError> {
+        let hostname = spec.hostname.as_deref().map(|name| c_string("hostname", name)).transpose()?;
+        let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
+        let user = self.user.as_ref().map(AsFd::as_fd);
+        let body = || {
+            fd::close_inherited(ours.as_fd());
+            let made = join_user(user)
+                .and_then(|()| process::unshare(flags))
+                .and_then(|()| hostname.as_deref().map_or(Ok(()), cred::sethostname))
+                .and_then(|()| if flags & libc::CLONE_NEWNET != 0 { socket::loopback_up() } else { Ok(()) });
+            tell_and_wait(theirs.as_fd(), made)
+        };
+        let child = Helper::start(body).map_err(step("start a helper process"))?;
+        drop(theirs);
+        let made = child.told(&ours).map_err(step("make the pod's namespaces"));
+        let opened = made.and_then(|()| {
+            let open = |flag, name| -> Result<Option<OwnedFd>, SandboxError> {
+                if flags & flag == 0 {
+                    return Ok(None);
+                }
+                child.namespace(name).map(Some).map_err(step("open the pod's namespaces"))
+            };
+            Ok((open(libc::CLONE_NEWNET, "net")?, open(libc::CLONE_NEWIPC, "ipc")?, open(libc::CLONE_NEWUTS, "uts")?))
+        });
+        drop(ours);
+        child.finish().map_err(step("end a helper process"))?;
+        (self.net, self.ipc, self.uts) = opened?;
+        Ok(())
+    }
+
+    /// The first process of a shared PID namespace: reaps what nobody else does, in an empty root, without any right.
+    fn start_init(&mut self) -> Result<(), SandboxError> {
+        // A leaf of its own: v2 allows no process in a group whose children have limits.
+        let leaf = self.cgroup.child("sandbox")?;
+        let leaf = Cgroup::create(
+            leaf.layout(),
+            &crate::spec::CgroupSpec { path: leaf.path(), resources: Default::default() },
+        )?;
+        let entry = leaf.entry()?;
+        let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
+        let user = self.user.as_ref().map(AsFd::as_fd);
+        let highest = (0..64).take_while(|bit| cred::has_bounding(*bit).is_ok()).last().unwrap_or(0);
+        let init = || {
+            let ready = empty_root().and_then(|()| give_up_rights(highest)).and_then(|()| process::reset_signals());
+            // wait(2): the children of one who ignores SIGCHLD leave no zombies; orphans become ours.
+            let ready = ready.and_then(|()| process::ignore_children());
+            let failed = ready.is_err();
+            if tell(theirs.as_fd(), ready).is_err() || failed || fd::close_from(0).is_err() {
+                return 127;
+            }
+            loop {
+                process::pause();
+            }
+        };
+        let body = || {
+            fd::close_inherited(ours.as_fd());
+            let entered = entry.tasks.iter().try_for_each(|tasks| fd::write(tasks.as_fd(), b"0").map(drop));
+            let made = entered.and_then(|()| process::set_dumpable(false)).and_then(|()| join_user(user)).and_then(|()| {
+                let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PARENT) as u64;
+                process::spawn(CloneArgs { flags, exit_signal: 0, cgroup: None }, init)
+            });
+            match made {
+                Ok(pid) => i32::from(socket::send(theirs.as_fd(), &pid.to_le_bytes()).is_err()),
+                Err(error) => i32::from(tell(theirs.as_fd(), Err(error)).is_err()),
+            }
+        };
+        let args = CloneArgs {
+            flags: 0,
+            exit_signal: libc::SIGCHLD,
+            cgroup: entry.unified.as_ref().map(AsFd::as_fd),
+        };
+        let helper = process::spawn(args, body).map_err(step("start a helper process"))?;
+        drop(theirs);
+        // Two messages in either order: the helper's with the process id, the init's own.
+        let mut pid = None;
+        let mut ready = false;
+        let mut failure = None;
+        while failure.is_none() && (pid.is_none() || !ready) {
+            let mut message = [0; 8];
+            match fd::read(ours.as_fd(), &mut message).map_err(step("start the pod's init"))? {
+                4 => pid = Some(i32::from_le_bytes([message[0], message[1], message[2], message[3]])),
+                8 => match errno_of(message) {
+                    0 => ready = true,
+                    errno => failure = Some(io::Error::from_raw_os_error(errno)),
+                },
+                _ => failure = Some(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        process::wait_pid(helper).map_err(step("end a helper process"))?;
+        if let Some(pid) = pid {
+            self.init = Some((pid, process::pidfd_open(pid).map_err(step("name the pod's init"))?));
+        }
+        match (failure, pid) {
+            (None, Some(pid)) => {
+                self.pid = Some(open_namespace(pid, "pid").map_err(step("open the pod's namespaces"))?);
+                Ok(())
+            }
+            (failure, _) => {
+                let source = failure.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+                Err(SandboxError::Step { action: "start the pod's init", source })
+            }
+        }
+    }
+
+    fn end_init(&mut self) -> Result<(), SandboxError> {
+        self.pid = None;
+        let Some((_, pidfd)) = self.init.take() else { return Ok(()) };
+        match process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            result => result.map_err(step("end the pod's init"))?,
+        }
+        match process::wait(pidfd.as_fd()) {
+            // ECHILD: our caller reaps all its children itself and was faster.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(()),
+            result => result.map(drop).map_err(step("end the pod's init")),
+        }
+    }
+
+    /// The host ids of its user namespace.
+    pub fn users(&self) -> Option<IdRange> {
+        self.users
+    }
+
+    /// Its user namespace.
+    pub fn user(&self) -> Option<BorrowedFd<'_>> {
+        self.user.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its network namespace.
+    pub fn net(&self) -> Option<BorrowedFd<'_>> {
+        self.net.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its IPC namespace.
+    pub fn ipc(&self) -> Option<BorrowedFd<'_>> {
+        self.ipc.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its UTS namespace.
+    pub fn uts(&self) -> Option<BorrowedFd<'_>> {
+        self.uts.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its shared PID namespace.
+    pub fn pid(&self) -> Option<BorrowedFd<'_>> {
+        self.pid.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Process id of the shared PID namespace's init, a child of the caller of `create`: its end is the pod's.
+    pub fn init_pid(&self) -> Option<i32> {
+        self.init.as_ref().map(|(pid, _)| *pid)
+    }
+
+    /// The pod's cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Ends what still runs in the pod, lets its namespaces go and removes its cgroup. Goes on after a failure and tells
+    /// the first.
+    pub fn destroy(mut self) -> Result<(), SandboxError> {
+        let killed = self.cgroup.kill();
+        let ended = self.end_init();
+        let removed = self.cgroup.remove(DESTROY_WAIT);
+        killed?;
+        ended?;
+        Ok(removed?)
+    }
+}
+
+/// What the kernel has no answer for.
+fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let host = spec.network == Share::Host || spec.ipc == Share::Host || spec.pid == PidShare::Host;
+    if spec.users.is_some() && host {
+        return Err(SandboxError::Unsupported {
+            reason: "a pod with a user namespace of its own cannot use the host's network, IPC or PID namespace",
+        });
+    }
+    if let Some(range) = spec.users
+        && (range.count == 0 || range.start == 0 || range.start.checked_add(range.count).is_none())
+    {
+        return Err(SandboxError::Unsupported { reason: "the range of user ids is empty, overflows or begins at root" });
+    }
+    for name in spec.sysctls.keys() {
+        let namespaced = sysctl_namespace(name);
+        let own = match namespaced {
+            Some(libc::CLONE_NEWNET) => spec.network == Share::Pod,
+            Some(libc::CLONE_NEWIPC) => spec.ipc == Share::Pod,
+            _ => false,
+        };
+        if !own {
+            return Err(SandboxError::Invalid { what: "sysctl", value: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The namespace that a sysctl belongs to; none for the host's own and for names that are none (CVE-2022-0811).
+pub(crate) fn sysctl_namespace(name: &str) -> Option<i32> {
+    let sane = name.split(['.', '/']).all(|part| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    });
+    if !sane {
+        return None;
+    }
+    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+        "kernel.shmmni", "kernel.shm_rmid_forced"];
+    match name {
+        name if name.starts_with("net.") => Some(libc::CLONE_NEWNET),
+        name if ipc.contains(&name) || name.starts_with("fs.mqueue.") => Some(libc::CLONE_NEWIPC),
+        "kernel.domainname" | "kernel.hostname" => Some(libc::CLONE_NEWUTS),
+        _ => None,
+    }
+}
+
+/// The path below /proc of a sysctl whose name `sysctl_namespace` knows.
+pub(crate) fn sysctl_path(name: &str) -> String {
+    format!("sys/{}", name.replace('.', "/"))
+}
+
+/// A child with the host's rights over the pod's network and IPC namespaces writes them: the files of the IPC namespace
+/// belong to the host's root.
+fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let proc = crate::container::open_proc().map_err(step("open /proc"))?;
+    let mut writes = Vec::new();
+    for (name, value) in &spec.sysctls {
+        writes.push((c_string("sysctl", &sysctl_path(name))?, c_string("sysctl value", value)?));
+    }
+    let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
+    let namespaces = [(sandbox.net(), libc::CLONE_NEWNET), (sandbox.ipc(), libc::CLONE_NEWIPC)];
+    let body = || {
+        for (namespace, kind) in namespaces {
+            if let Some(namespace) = namespace
+                && let Err(error) = process::setns(namespace, kind)
+            {
+                return i32::from(tell(theirs.as_fd(), Err(error)).is_err());
+            }
+        }
+        for (index, (name, value)) in writes.iter().enumerate() {
+            let written = path::open(proc.as_fd(), name, libc::O_WRONLY, 0, Resolve::Free)
+                .and_then(|file| fd::write(file.as_fd(), value.to_bytes()));
+            if let Err(error) = written {
+                let sent = socket::send(theirs.as_fd(), &message(error.raw_os_error().unwrap_or(libc::EIO), index as u32));
+                return i32::from(sent.is_err());
+            }
+        }
+        i32::from(tell(theirs.as_fd(), Ok(())).is_err())
+    };
+    let args = CloneArgs { flags: 0, exit_signal: libc::SIGCHLD, cgroup: None };
+    let pid = process::spawn(args, body).map_err(step("start a helper process"))?;
+    drop(theirs);
+    let mut answer = [0; 8];
+    let count = fd::read(ours.as_fd(), &mut answer);
+    process::wait_pid(pid).map_err(step("end a helper process"))?;
+    if count.map_err(step("set sysctls"))? != answer.len() {
+        return Err(step("set sysctls")(io::ErrorKind::UnexpectedEof.into()));
+    }
+    match errno_of(answer) {
+        0 => Ok(()),
+        errno => {
+            let index = u32::from_le_bytes([answer[4], answer[5], answer[6], answer[7]]) as usize;
+            let name = spec.sysctls.keys().nth(index).cloned().unwrap_or_default();
+            Err(SandboxError::Sysctl { name, source: io::Error::from_raw_os_error(errno) })
+        }
+    }
+}
+
+fn c_string(what: &'static str, value: &str) -> Result<CString, SandboxError> {
+    CString::new(value).map_err(|_| SandboxError::Invalid { what, value: value.to_owned() })
+}
+
+/// A message of a helper: errno (0: done), a number.
+fn message(errno: i32, index: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&errno.to_le_bytes());
+    bytes[4..].copy_from_slice(&index.to_le_bytes());
+    bytes
+}
+
+fn errno_of(message: [u8; 8]) -> i32 {
+    i32::from_le_bytes([message[0], message[1], message[2], message[3]])
+}
+
+fn tell(socket: BorrowedFd<'_>, result: io::Result<()>) -> io::Result<()> {
+    let errno = result.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+    socket::send(socket, &message(errno, 0))
+}
+
+/// Tells, then stays until the parent closes its end.
+fn tell_and_wait(socket: BorrowedFd<'_>, result: io::Result<()>) -> i32 {
+    let told = tell(socket, result);
+    let mut byte = [0];
+    i32::from(told.and_then(|()| fd::read(socket, &mut byte)).is_err())
+}
+
+fn join_user(user: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some(user) = user else { return Ok(()) };
+    process::setns(user, libc::CLONE_NEWUSER)?;
+    cred::setgroups(&[])?;
+    cred::setgid(0)?;
+    cred::setuid(0)
+}
+
+/// Nothing of the host's file system stays in reach of the pod's init.
+fn empty_root() -> io::Result<()> {
+    mount::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
+    let attributes =
+        mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
+    let root = FsContext::open(c"tmpfs")?.mount(attributes)?;
+    mount::attach_at(root.as_fd(), crate::container::PLACE)?;
+    path::fchdir(root.as_fd())?;
+    mount::pivot_here()?;
+    mount::detach(c".")?;
+    path::chdir(c"/")
+}
+
+fn give_up_rights(highest: u32) -> io::Result<()> {
+    process::set_name(c"pod-init")?;
+    process::setsid()?;
+    for capability in 0..=highest {
+        cred::drop_bounding(capability)?;
+    }
+    cred::capset(cred::CapSets::default())?;
+    process::set_no_new_privs()
+}
+
+/// A process that makes namespaces and stays until they were opened.
+struct Helper {
+    pid: i32,
+}
+
+impl Helper {
+    fn start(body: impl FnOnce() -> i32) -> io::Result<Helper> {
+        let args = CloneArgs { flags: 0, exit_signal: libc::SIGCHLD, cgroup: None };
+        Ok(Helper { pid: process::spawn(args, body)? })
+    }
+
+    /// What it says of its work.
+    fn told(&self, ours: &OwnedFd) -> io::Result<()> {
+        let mut answer = [0; 8];
+        match fd::read(ours.as_fd(), &mut answer)? {
+            8 => match errno_of(answer) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn namespace(&self, name: &str) -> io::Result<OwnedFd> {
+        open_namespace(self.pid, name)
+    }
+
+    /// Call after closing our end, for which it waits.
+    fn finish(self) -> io::Result<()> {
+        process::wait_pid(self.pid).map(drop)
+    }
+}
+
+fn open_namespace(pid: i32, name: &str) -> io::Result<OwnedFd> {
+    Ok(fs::File::open(format!("/proc/{pid}/ns/{name}"))?.into())
+}
+
+/// A user namespace with these maps: (first id inside, first on the host, how many).
+pub(crate) fn make_user_namespace(
+    uids: &[(u32, u32, u32)],
+    gids: &[(u32, u32, u32)],
+) -> Result<OwnedFd, SandboxError> {
+    let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
+    let body = || {
+        fd::close_inherited(ours.as_fd());
+        let mut byte = [0];
+        i32::from(fd::read(theirs.as_fd(), &mut byte).is_err())
+    };
+    let args = CloneArgs { flags: libc::CLONE_NEWUSER as u64, exit_signal: libc::SIGCHLD, cgroup: None };
+    let pid = process::spawn(args, body).map_err(step("make a user namespace"))?;
+    drop(theirs);
+    let lines = |maps: &[(u32, u32, u32)]| -> String {
+        maps.iter().map(|(inside, host, count)| format!("{inside} {host} {count}\n")).collect()
+    };
+    let result = fs::write(format!("/proc/{pid}/uid_map"), lines(uids))
+        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), lines(gids)))
+        .and_then(|()| open_namespace(pid, "user"));
+    drop(ours);
+    process::wait_pid(pid).map_err(step("end a helper process"))?;
+    result.map_err(step("map the ids of a user namespace"))
+}

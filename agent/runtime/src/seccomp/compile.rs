@@ -1,0 +1,185 @@
+//! A profile of the OCI configuration to instructions, by libseccomp.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
+
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+};
+use sys::seccomp::{INSTRUCTIONS_MAX, Instruction};
+
+use super::SeccompError;
+
+fn invalid(field: impl Into<String>, reason: impl Into<String>) -> SeccompError {
+    SeccompError::Invalid { field: field.into(), reason: reason.into() }
+}
+
+fn library(action: impl Into<String>) -> impl FnOnce(libseccomp::error::SeccompError) -> SeccompError {
+    let action = action.into();
+    move |source| SeccompError::Library { action, source }
+}
+
+/// Flags for loading (linux/seccomp.h).
+pub(super) fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
+    let mut bits = 0;
+    for flag in profile.flags().iter().flatten() {
+        bits |= match flag {
+            // Ours is the only thread.
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
+                return Err(invalid("linux.seccomp.flags", "notifications are not supported"));
+            }
+        };
+    }
+    if profile.listener_path().is_some() {
+        return Err(invalid("linux.seccomp.listenerPath", "notifications are not supported"));
+    }
+    Ok(bits)
+}
+
+const EPERM: u32 = 1;
+
+fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
+    Ok(match action {
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
+        LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
+        LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
+        LinuxSeccompAction::ScmpActErrno => ScmpAction::Errno(errno.unwrap_or(EPERM) as i32),
+        LinuxSeccompAction::ScmpActTrace => {
+            let value = u16::try_from(errno.unwrap_or(EPERM));
+            ScmpAction::Trace(value.map_err(|_| invalid("linux.seccomp", "errnoRet of SCMP_ACT_TRACE is too large"))?)
+        }
+        LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
+        LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
+        LinuxSeccompAction::ScmpActNotify => {
+            return Err(invalid("linux.seccomp", "notifications (SCMP_ACT_NOTIFY) are not supported"));
+        }
+    })
+}
+
+fn arch(arch: Arch) -> Result<ScmpArch, SeccompError> {
+    Ok(match arch {
+        Arch::ScmpArchNative => ScmpArch::Native,
+        Arch::ScmpArchX86 => ScmpArch::X86,
+        Arch::ScmpArchX86_64 => ScmpArch::X8664,
+        Arch::ScmpArchX32 => ScmpArch::X32,
+        Arch::ScmpArchArm => ScmpArch::Arm,
+        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
+        Arch::ScmpArchMips => ScmpArch::Mips,
+        Arch::ScmpArchMips64 => ScmpArch::Mips64,
+        Arch::ScmpArchMips64n32 => ScmpArch::Mips64N32,
+        Arch::ScmpArchMipsel => ScmpArch::Mipsel,
+        Arch::ScmpArchMipsel64 => ScmpArch::Mipsel64,
+        Arch::ScmpArchMipsel64n32 => ScmpArch::Mipsel64N32,
+        Arch::ScmpArchPpc => ScmpArch::Ppc,
+        Arch::ScmpArchPpc64 => ScmpArch::Ppc64,
+        Arch::ScmpArchPpc64le => ScmpArch::Ppc64Le,
+        Arch::ScmpArchS390 => ScmpArch::S390,
+        Arch::ScmpArchS390x => ScmpArch::S390X,
+        Arch::ScmpArchParisc => ScmpArch::Parisc,
+        Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
+        Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
+        other => return Err(invalid("linux.seccomp.architectures", format!("{other:?} is not known here"))),
+    })
+}
+
+fn compare(argument: &LinuxSeccompArg) -> Result<ScmpArgCompare, SeccompError> {
+    let index = u32::try_from(argument.index()).ok().filter(|index| *index < 6);
+    let index = index.ok_or_else(|| invalid("linux.seccomp", "a syscall has six arguments"))?;
+    let (op, value) = match argument.op() {
+        LinuxSeccompOperator::ScmpCmpNe => (ScmpCompareOp::NotEqual, argument.value()),
+        LinuxSeccompOperator::ScmpCmpLt => (ScmpCompareOp::Less, argument.value()),
+        LinuxSeccompOperator::ScmpCmpLe => (ScmpCompareOp::LessOrEqual, argument.value()),
+        LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, argument.value()),
+        LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, argument.value()),
+        LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, argument.value()),
+        // runtime-spec 1.2, config-linux.md, Seccomp: `value` is the mask, `valueTwo` what is compared with.
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            (ScmpCompareOp::MaskedEqual(argument.value()), argument.value_two().unwrap_or(0))
+        }
+    };
+    Ok(ScmpArgCompare::new(index, op, value))
+}
+
+/// Compiles; as a binary tree, which the kernel loads and runs faster than a line.
+pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
+    let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let mut filter = ScmpFilterContext::new(default).map_err(library("begin a filter"))?;
+    filter.set_ctl_optimize(2).map_err(library("ask for a tree"))?;
+    for one in profile.architectures().iter().flatten() {
+        filter.add_arch(arch(*one)?).map_err(library(format!("add {one:?}")))?;
+    }
+    for rule in profile.syscalls().iter().flatten() {
+        let does = action(rule.action(), rule.errno_ret())?;
+        if does == default {
+            continue; // libseccomp refuses rules that say what happens anyway
+        }
+        let arguments: Vec<_> = rule.args().iter().flatten().map(compare).collect::<Result<_, _>>()?;
+        for name in rule.names() {
+            // Newer than the library: the default holds, as with runc and crun.
+            let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
+            add(&mut filter, does, syscall, &arguments).map_err(library(format!("add the rule for {name}")))?;
+        }
+    }
+    let memory = sys::fd::memfd(c"seccomp").map_err(io("make a memory file"))?;
+    filter.export_bpf(memory.as_fd()).map_err(library("compile the filter"))?;
+    let mut memory = File::from(memory);
+    memory.rewind().map_err(io("read the compiled filter"))?;
+    let mut bytes = Vec::new();
+    memory.read_to_end(&mut bytes).map_err(io("read the compiled filter"))?;
+    decode(&bytes).ok_or_else(|| invalid("linux.seccomp", format!("compiles to more than {INSTRUCTIONS_MAX} instructions")))
+}
+
+fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> SeccompError {
+    move |source| SeccompError::Io { action, source }
+}
+
+/// Several comparisons of one argument cannot be one rule of libseccomp's: as runc does, each is then one of its own.
+fn add(
+    filter: &mut ScmpFilterContext,
+    does: ScmpAction,
+    syscall: ScmpSyscall,
+    arguments: &[ScmpArgCompare],
+) -> Result<(), libseccomp::error::SeccompError> {
+    match filter.add_rule_conditional(does, syscall, arguments) {
+        Ok(_) => Ok(()),
+        Err(_) if arguments.len() > 1 => {
+            arguments.iter().try_for_each(|one| filter.add_rule_conditional(does, syscall, &[*one]).map(drop))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Instructions from their bytes in memory order; none when there are none or too many.
+pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Instruction>> {
+    let (parts, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() || parts.is_empty() || parts.len() > INSTRUCTIONS_MAX {
+        return None;
+    }
+    Some(
+        parts
+            .iter()
+            .map(|[a, b, jt, jf, k @ ..]| Instruction {
+                code: u16::from_ne_bytes([*a, *b]),
+                jt: *jt,
+                jf: *jf,
+                k: u32::from_ne_bytes(*k),
+            })
+            .collect(),
+    )
+}
+
+/// The reverse of `decode`.
+pub(super) fn encode(program: &[Instruction]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(program.len() * 8);
+    for one in program {
+        bytes.extend(one.code.to_ne_bytes());
+        bytes.extend([one.jt, one.jf]);
+        bytes.extend(one.k.to_ne_bytes());
+    }
+    bytes
+}

@@ -1,0 +1,47 @@
+//! Pseudo-terminals made inside a container's own devpts, and their sizes.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::path::{self, Resolve};
+use crate::{cvt_int, own};
+
+/// A terminal's size in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Characters in a row.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// Opens a new pair below `root`: master, slave. ENODEV unless its /dev/pts is a real devpts: the root belongs to
+/// somebody who may have put a file there instead.
+pub fn open_pair(root: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
+    let master = path::open(root, c"dev/pts/ptmx", flags, 0, Resolve::NoLinks)?;
+    let stat = path::stat(std::os::fd::AsFd::as_fd(&master))?;
+    let devpts = path::fs_magic(std::os::fd::AsFd::as_fd(&master))? == path::DEVPTS_MAGIC;
+    if !devpts || !stat.is_char_device() || stat.rdev != path::makedev(5, 2) {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    let unlocked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int.
+    cvt_int(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })?;
+    // SAFETY: TIOCGPTPEER takes the flags of the new descriptor.
+    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags | libc::O_CLOEXEC) };
+    Ok((master, own(slave.into())?))
+}
+
+/// Makes it this session's controlling terminal.
+pub fn set_controlling(slave: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an integer: do not steal it from another session.
+    cvt_int(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// Sets the size; the foreground programs get SIGWINCH.
+pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
+    let raw = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads a winsize, which lives through the call.
+    cvt_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const raw) }).map(drop)
+}
