@@ -50,27 +50,37 @@ pub const ALL: [(Capability, &str); 41] = [
 /// The number of a capability.
 pub fn number(capability: Capability) -> u32 {
     // ALL has every variant of the enum; a test walks the names.
-    ALL.iter().position(|(one, _)| *one == capability).map_or(u32::MAX, |index| index as u32)
+    ALL.iter()
+        .position(|(one, _)| *one == capability)
+        .map_or(u32::MAX, |index| index as u32)
 }
 
 /// The capability of a name, with or without `CAP_`, in either case.
 pub fn parse(name: &str) -> Option<Capability> {
     let name = name.to_ascii_uppercase();
     let name = name.strip_prefix("CAP_").unwrap_or(&name);
-    ALL.iter().find(|(_, full)| full[4..] == *name).map(|(capability, _)| *capability)
+    ALL.iter()
+        .find(|(_, full)| full[4..] == *name)
+        .map(|(capability, _)| *capability)
 }
 
 /// Names of the numbers set in a mask, as /proc/PID/status gives one; unknown ones as `CAP_N`.
 pub fn names(mask: u64) -> Vec<String> {
     (0..64u32)
         .filter(|bit| mask & (1 << bit) != 0)
-        .map(|bit| ALL.get(bit as usize).map_or_else(|| format!("CAP_{bit}"), |(_, name)| (*name).to_owned()))
+        .map(|bit| {
+            ALL.get(bit as usize)
+                .map_or_else(|| format!("CAP_{bit}"), |(_, name)| (*name).to_owned())
+        })
         .collect()
 }
 
 /// A set as a mask by number.
 pub fn mask(set: &Capabilities) -> u64 {
-    set.iter().map(|capability| number(*capability)).filter(|bit| *bit < 64).fold(0, |mask, bit| mask | 1 << bit)
+    set.iter()
+        .map(|capability| number(*capability))
+        .filter(|bit| *bit < 64)
+        .fold(0, |mask, bit| mask | 1 << bit)
 }
 
 /// The set that a container starts from: Docker's without NET_RAW (spoofing on the pod network; ping needs only
@@ -130,7 +140,12 @@ mod tests {
 
     #[test]
     fn default_set_has_none_of_the_dangerous() {
-        for capability in [Capability::NetRaw, Capability::Mknod, Capability::SysAdmin, Capability::AuditWrite] {
+        for capability in [
+            Capability::NetRaw,
+            Capability::Mknod,
+            Capability::SysAdmin,
+            Capability::AuditWrite,
+        ] {
             assert!(!DEFAULT.contains(&capability));
         }
     }

@@ -89,7 +89,16 @@ pub enum Layout {
 }
 
 /// Names that /proc/self/mountinfo gives as super options of v1 mounts and that are no controllers.
-const V1_OPTIONS: [&str; 8] = ["rw", "ro", "xattr", "noprefix", "clone_children", "none", "favordynmods", "cpuset_v2_mode"];
+const V1_OPTIONS: [&str; 8] = [
+    "rw",
+    "ro",
+    "xattr",
+    "noprefix",
+    "clone_children",
+    "none",
+    "favordynmods",
+    "cpuset_v2_mode",
+];
 
 impl Layout {
     /// Finds the hierarchies of this mount namespace.
@@ -109,8 +118,12 @@ impl Layout {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         let mut unified = None;
         for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(mount) = left.split(' ').nth(4) else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(mount) = left.split(' ').nth(4) else {
+                continue;
+            };
             let mount = PathBuf::from(crate::inspect::unescape(mount));
             let mut right = right.split(' ');
             let fstype = right.next().unwrap_or_default();
@@ -120,7 +133,9 @@ impl Layout {
                 "cgroup" => {
                     let controllers: BTreeSet<String> = options
                         .split(',')
-                        .filter(|option| !V1_OPTIONS.contains(option) && !option.starts_with("release_agent="))
+                        .filter(|option| {
+                            !V1_OPTIONS.contains(option) && !option.starts_with("release_agent=")
+                        })
                         .map(str::to_owned)
                         .collect();
                     if !hierarchies.iter().any(|known| known.controllers == controllers) {
@@ -131,7 +146,9 @@ impl Layout {
             }
         }
         // A lone `name=systemd` beside v2 limits nothing: such a machine is v2.
-        let limiting = hierarchies.iter().any(|one| one.controllers.iter().any(|name| !name.starts_with("name=")));
+        let limiting = hierarchies
+            .iter()
+            .any(|one| one.controllers.iter().any(|name| !name.starts_with("name=")));
         match (limiting, unified) {
             (true, unified) => Ok(Layout::V1 { hierarchies, unified }),
             (false, Some(mount)) => Ok(Layout::V2 { mount }),
@@ -148,9 +165,11 @@ impl Layout {
     fn mounts(&self) -> Vec<&Path> {
         match self {
             Layout::V2 { mount } => vec![mount],
-            Layout::V1 { hierarchies, unified } => {
-                hierarchies.iter().map(|one| one.mount.as_path()).chain(unified.as_deref()).collect()
-            }
+            Layout::V1 { hierarchies, unified } => hierarchies
+                .iter()
+                .map(|one| one.mount.as_path())
+                .chain(unified.as_deref())
+                .collect(),
         }
     }
 
@@ -158,9 +177,10 @@ impl Layout {
     fn controller(&self, name: &str) -> Option<&Path> {
         match self {
             Layout::V2 { mount } => Some(mount),
-            Layout::V1 { hierarchies, .. } => {
-                hierarchies.iter().find(|one| one.controllers.contains(name)).map(|one| one.mount.as_path())
-            }
+            Layout::V1 { hierarchies, .. } => hierarchies
+                .iter()
+                .find(|one| one.controllers.contains(name))
+                .map(|one| one.mount.as_path()),
         }
     }
 
@@ -203,7 +223,9 @@ impl Cgroup {
     pub fn create(layout: &Layout, spec: &CgroupSpec) -> Result<Cgroup, CgroupError> {
         let group = Self::open(layout, &spec.path)?;
         let mut made = Vec::new();
-        let result = group.make(&mut made).and_then(|()| group.set(&spec.resources, limits::When::Creation));
+        let result = group
+            .make(&mut made)
+            .and_then(|()| group.set(&spec.resources, limits::When::Creation));
         match result {
             Ok(()) => Ok(group),
             Err(error) => {
@@ -219,13 +241,20 @@ impl Cgroup {
 
     /// Names a group that may exist.
     pub fn open(layout: &Layout, path: &Path) -> Result<Cgroup, CgroupError> {
-        let refuse = || CgroupError::Path { path: path.to_owned() };
+        let refuse = || CgroupError::Path {
+            path: path.to_owned(),
+        };
         let inside = path.strip_prefix("/").map_err(|_| refuse())?;
-        let normal = inside.components().all(|part| matches!(part, Component::Normal(_)));
+        let normal = inside
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
         if !normal || inside.as_os_str().is_empty() {
             return Err(refuse());
         }
-        Ok(Cgroup { layout: layout.clone(), path: inside.to_owned() })
+        Ok(Cgroup {
+            layout: layout.clone(),
+            path: inside.to_owned(),
+        })
     }
 
     /// The path below the root of each hierarchy, with its leading slash.
@@ -250,7 +279,11 @@ impl Cgroup {
 
     /// Its directory in each hierarchy.
     pub fn directories(&self) -> Vec<PathBuf> {
-        self.layout.mounts().iter().map(|mount| mount.join(&self.path)).collect()
+        self.layout
+            .mounts()
+            .iter()
+            .map(|mount| mount.join(&self.path))
+            .collect()
     }
 
     /// Its directory where a controller is.
@@ -276,7 +309,12 @@ impl Cgroup {
                     Ok(()) => made.push(directory.clone()),
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                     Err(source) => {
-                        return Err(CgroupError::File { action: "make", path: directory, value: None, source });
+                        return Err(CgroupError::File {
+                            action: "make",
+                            path: directory,
+                            value: None,
+                            source,
+                        });
                     }
                 }
                 if cpuset {
@@ -295,7 +333,9 @@ impl Cgroup {
     /// Opens what a new member needs.
     pub fn entry(&self) -> Result<Entry, CgroupError> {
         let unified = match self.unified() {
-            Some(path) => Some(open(&path, fs::OpenOptions::new().read(true).custom_flags(O_DIRECTORY))?.into()),
+            Some(path) => {
+                Some(open(&path, fs::OpenOptions::new().read(true).custom_flags(O_DIRECTORY))?.into())
+            }
             None => None,
         };
         let mut tasks = Vec::new();
@@ -313,8 +353,14 @@ impl Cgroup {
         let mut pids = BTreeSet::new();
         for directory in self.directories() {
             for group in below(&directory)? {
-                let Some(text) = read_if_there(&group.join("cgroup.procs"))? else { continue };
-                pids.extend(text.lines().take(LISTED_MAX).filter_map(|line| line.parse::<i32>().ok()));
+                let Some(text) = read_if_there(&group.join("cgroup.procs"))? else {
+                    continue;
+                };
+                pids.extend(
+                    text.lines()
+                        .take(LISTED_MAX)
+                        .filter_map(|line| line.parse::<i32>().ok()),
+                );
             }
         }
         Ok(pids.into_iter().collect())
@@ -371,19 +417,25 @@ impl Cgroup {
             write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
             let want = if frozen { "frozen 1" } else { "frozen 0" };
             return self.wait_until("freeze", || {
-                Ok(read(&path.join("cgroup.events"))?.lines().any(|line| line == want))
+                Ok(read(&path.join("cgroup.events"))?
+                    .lines()
+                    .any(|line| line == want))
             });
         }
         let state = if frozen { "FROZEN" } else { "THAWED" };
         if !self.freezer_v1(state)? {
-            return Err(CgroupError::Unsupported { what: "freezing".into() });
+            return Err(CgroupError::Unsupported {
+                what: "freezing".into(),
+            });
         }
         Ok(())
     }
 
     /// False when there is no freezer.
     fn freezer_v1(&self, state: &str) -> Result<bool, CgroupError> {
-        let Some(directory) = self.controller("freezer") else { return Ok(false) };
+        let Some(directory) = self.controller("freezer") else {
+            return Ok(false);
+        };
         let file = directory.join("freezer.state");
         if !write_if_there(&file, state)? {
             return Ok(false);
@@ -407,7 +459,9 @@ impl Cgroup {
             return Ok(read_if_there(&path)?.is_some_and(|text| text.lines().any(|line| line == "frozen 1")));
         }
         match self.controller("freezer") {
-            Some(path) => Ok(read_if_there(&path.join("freezer.state"))?.is_some_and(|text| text.trim() == "FROZEN")),
+            Some(path) => {
+                Ok(read_if_there(&path.join("freezer.state"))?.is_some_and(|text| text.trim() == "FROZEN"))
+            }
             None => Ok(false),
         }
     }
@@ -422,7 +476,12 @@ impl Cgroup {
         while !reached()? {
             if begin.elapsed() > STATE_WAIT {
                 let source = io::ErrorKind::TimedOut.into();
-                return Err(CgroupError::File { action, path: self.path(), value: None, source });
+                return Err(CgroupError::File {
+                    action,
+                    path: self.path(),
+                    value: None,
+                    source,
+                });
             }
             std::thread::sleep(POLL_INTERVAL);
         }
@@ -473,7 +532,12 @@ impl Cgroup {
                     // Somebody else's child or process.
                     Err(error) if matches!(error.raw_os_error(), Some(EBUSY | ENOTEMPTY)) => return Ok(()),
                     Err(source) => {
-                        return Err(CgroupError::File { action: "remove", path: directory, value: None, source });
+                        return Err(CgroupError::File {
+                            action: "remove",
+                            path: directory,
+                            value: None,
+                            source,
+                        });
                     }
                 }
             }
@@ -483,9 +547,14 @@ impl Cgroup {
 
     /// How many processes the kernel has killed here for want of memory.
     pub fn oom_kills(&self) -> Result<u64, CgroupError> {
-        let (file, key) =
-            if self.layout.is_v2() { ("memory.events", "oom_kill") } else { ("memory.oom_control", "oom_kill") };
-        let Some(directory) = self.controller("memory") else { return Ok(0) };
+        let (file, key) = if self.layout.is_v2() {
+            ("memory.events", "oom_kill")
+        } else {
+            ("memory.oom_control", "oom_kill")
+        };
+        let Some(directory) = self.controller("memory") else {
+            return Ok(0);
+        };
         let text = read_if_there(&directory.join(file))?.unwrap_or_default();
         Ok(values::keyed(&text, key).unwrap_or(0))
     }
@@ -496,7 +565,9 @@ impl Cgroup {
         if self.layout.is_v2() {
             return Ok(None);
         }
-        let Some(directory) = self.controller("memory") else { return Ok(None) };
+        let Some(directory) = self.controller("memory") else {
+            return Ok(None);
+        };
         let fail = |source| CgroupError::File {
             action: "watch",
             path: directory.join("memory.oom_control"),
@@ -505,7 +576,10 @@ impl Cgroup {
         };
         let event = sys::fd::eventfd().map_err(fail)?;
         let control = fs::File::open(directory.join("memory.oom_control")).map_err(fail)?;
-        write(&directory.join("cgroup.event_control"), &format!("{} {}", number(event.as_fd()), number(control.as_fd())))?;
+        write(
+            &directory.join("cgroup.event_control"),
+            &format!("{} {}", number(event.as_fd()), number(control.as_fd())),
+        )?;
         Ok(Some(event))
     }
 }
@@ -554,16 +628,24 @@ fn inherit_cpuset(parent: &Path, directory: &Path) -> Result<(), CgroupError> {
 /// Waits until a member of a group has ended, or a moment when none can be named.
 fn wait_for_members(group: &Path, patience: Duration) -> Result<(), CgroupError> {
     let text = read_if_there(&group.join("cgroup.procs"))?.unwrap_or_default();
-    let first = text.lines().find_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0);
+    let first = text
+        .lines()
+        .find_map(|line| line.parse::<i32>().ok())
+        .filter(|pid| *pid > 0);
     let Some(pid) = first else {
         // The last thread is past its exit but not out of the group: the kernel does not say when.
         std::thread::sleep(POLL_INTERVAL);
         return Ok(());
     };
     match sys::process::pidfd_open(pid) {
-        Ok(pidfd) => sys::fd::wait_readable(pidfd.as_fd(), Some(patience)).map(drop).map_err(|source| {
-            CgroupError::File { action: "wait for a process of", path: group.to_owned(), value: None, source }
-        }),
+        Ok(pidfd) => sys::fd::wait_readable(pidfd.as_fd(), Some(patience))
+            .map(drop)
+            .map_err(|source| CgroupError::File {
+                action: "wait for a process of",
+                path: group.to_owned(),
+                value: None,
+                source,
+            }),
         Err(_) => Ok(()), // It has gone since.
     }
 }
@@ -582,7 +664,14 @@ fn below(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         let entries = match fs::read_dir(&here) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(CgroupError::File { action: "list", path: here, value: None, source }),
+            Err(source) => {
+                return Err(CgroupError::File {
+                    action: "list",
+                    path: here,
+                    value: None,
+                    source,
+                });
+            }
         };
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -594,7 +683,12 @@ fn below(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
 }
 
 fn open(path: &Path, options: &fs::OpenOptions) -> Result<fs::File, CgroupError> {
-    options.open(path).map_err(|source| CgroupError::File { action: "open", path: path.to_owned(), value: None, source })
+    options.open(path).map_err(|source| CgroupError::File {
+        action: "open",
+        path: path.to_owned(),
+        value: None,
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<String, CgroupError> {
@@ -610,8 +704,15 @@ fn read_if_there(path: &Path) -> Result<Option<String>, CgroupError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         // ENODEV: the group was removed between open and read.
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV) => Ok(None),
-        Err(source) => Err(CgroupError::File { action: "read", path: path.to_owned(), value: None, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV) => {
+            Ok(None)
+        }
+        Err(source) => Err(CgroupError::File {
+            action: "read",
+            path: path.to_owned(),
+            value: None,
+            source,
+        }),
     }
 }
 
@@ -626,7 +727,9 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
         source,
     };
     let file = fs::OpenOptions::new().write(true).open(path).map_err(fail)?;
-    sys::fd::write(file.as_fd(), value.as_bytes()).map(drop).map_err(fail)
+    sys::fd::write(file.as_fd(), value.as_bytes())
+        .map(drop)
+        .map_err(fail)
 }
 
 /// As `write`; false when there is no such file.

@@ -52,7 +52,15 @@ pub enum Stdio {
 impl Stdio {
     /// Input, output and error output on /dev/null.
     pub fn null() -> io::Result<Stdio> {
-        let open = || Ok::<OwnedFd, io::Error>(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into());
+        let open = || {
+            Ok::<OwnedFd, io::Error>(
+                fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/null")?
+                    .into(),
+            )
+        };
         Ok(Stdio::Fds([open()?, open()?, open()?]))
     }
 
@@ -179,7 +187,11 @@ impl StartError {
 }
 
 fn host(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
-    move |source| StartError::Host { action, path: None, source }
+    move |source| StartError::Host {
+        action,
+        path: None,
+        source,
+    }
 }
 
 /// Builds a container and runs its process; returns once exec has happened, or with the reason why not.
@@ -207,13 +219,26 @@ pub fn create(
     hooks: Option<&mut dyn FnMut(i32) -> Result<(), String>>,
 ) -> Result<Created, StartError> {
     let mut plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
-    let fail = |action| move |source| StartError::Host { action, path: Some(fifo.to_owned()), source };
-    nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
-        .map_err(io::Error::from)
-        .map_err(fail("make the FIFO"))?;
+    let fail = |action| {
+        move |source| StartError::Host {
+            action,
+            path: Some(fifo.to_owned()),
+            source,
+        }
+    };
+    nix::unistd::mkfifo(
+        fifo,
+        nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR,
+    )
+    .map_err(io::Error::from)
+    .map_err(fail("make the FIFO"))?;
     let result = (|| {
         // Both ends in the process: its read never sees an end of file, and `release` finds nobody once it is dead.
-        let release = fs::OpenOptions::new().read(true).write(true).open(fifo).map_err(fail("open the FIFO"))?;
+        let release = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(fifo)
+            .map_err(fail("open the FIFO"))?;
         plan.process.release = Some(release.into());
         if let (Some(root), true) = (&mut plan.root, hooks.is_some()) {
             root.hooks = true;
@@ -224,7 +249,10 @@ pub fn create(
         }
     })();
     match result {
-        Ok(running) => Ok(Created { running, fifo: fifo.to_owned() }),
+        Ok(running) => Ok(Created {
+            running,
+            fifo: fifo.to_owned(),
+        }),
         Err(error) => {
             fs::remove_file(fifo).map_err(fail("remove the FIFO"))?;
             Err(error)
@@ -251,8 +279,15 @@ pub enum ReleaseError {
 
 /// Lets a created container's process become its program, and removes the FIFO.
 pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
-    let fail = |source| ReleaseError::Fifo { path: fifo.to_owned(), source };
-    let file = match fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(fifo) {
+    let fail = |source| ReleaseError::Fifo {
+        path: fifo.to_owned(),
+        source,
+    };
+    let file = match fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(fifo)
+    {
         Ok(file) => file,
         // ENXIO: nobody has it open for reading.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => {
@@ -291,7 +326,11 @@ pub(crate) fn launch(
     };
     let spawned = process::spawn(args, || {
         sys::fd::close_inherited(ours.as_fd());
-        if first { child::first(&plan, theirs.as_fd()) } else { child::only(&plan, theirs.as_fd()) }
+        if first {
+            child::first(&plan, theirs.as_fd())
+        } else {
+            child::only(&plan, theirs.as_fd())
+        }
     });
     let child = spawned.map_err(host("start a process in the container's cgroup"))?;
     // Our copies would keep the container's mounts alive and its ends of pipes open.
@@ -369,8 +408,12 @@ pub(crate) struct Names {
 fn describe(spec: &ContainerSpec) -> Names {
     let process = spec.config.process().as_ref();
     Names {
-        program: process.and_then(|process| process.args().as_ref()?.first().cloned()).unwrap_or_default(),
-        directory: process.map(|process| process.cwd().display().to_string()).unwrap_or_default(),
+        program: process
+            .and_then(|process| process.args().as_ref()?.first().cloned())
+            .unwrap_or_default(),
+        directory: process
+            .map(|process| process.cwd().display().to_string())
+            .unwrap_or_default(),
     }
 }
 
@@ -388,12 +431,19 @@ struct Explain {
 impl Explain {
     fn of(plan: &Plan, names: &Names) -> Explain {
         let path = |target: &child::Target| {
-            target.prefixes.last().map_or("/".to_owned(), |path| format!("/{}", path.to_string_lossy()))
+            target
+                .prefixes
+                .last()
+                .map_or("/".to_owned(), |path| format!("/{}", path.to_string_lossy()))
         };
         let root = plan.root.as_ref();
         Explain {
             names: names.clone(),
-            mounts: root.iter().flat_map(|root| &root.mounts).map(|mount| path(&mount.target)).collect(),
+            mounts: root
+                .iter()
+                .flat_map(|root| &root.mounts)
+                .map(|mount| path(&mount.target))
+                .collect(),
             masked: root.iter().flat_map(|root| &root.masked).map(path).collect(),
             readonly: root.iter().flat_map(|root| &root.readonly).map(path).collect(),
             sysctls: root
@@ -419,7 +469,11 @@ impl Explain {
                     libc::ENOEXEC => "exec format error".to_owned(),
                     _ => source.to_string(),
                 };
-                return StartError::Program { program: self.names.program.clone(), reason, source };
+                return StartError::Program {
+                    program: self.names.program.clone(),
+                    reason,
+                    source,
+                };
             }
             Step::EnterCgroup => "enter the cgroup".to_owned(),
             Step::OomScore => "set oom_score_adj (lowering it takes CAP_SYS_RESOURCE)".to_owned(),
@@ -435,7 +489,10 @@ impl Explain {
             Step::Hostname => "set the host name".to_owned(),
             Step::AttachRoot => "attach the root file system".to_owned(),
             Step::Target if failure.errno == libc::ELOOP => {
-                format!("find {} in the root file system: a symbolic link is in the way", of(&self.mounts))
+                format!(
+                    "find {} in the root file system: a symbolic link is in the way",
+                    of(&self.mounts)
+                )
             }
             Step::Target => format!("make {} in the root file system", of(&self.mounts)),
             Step::MakeFilesystem => format!("make the file system for {}", of(&self.mounts)),
@@ -457,7 +514,10 @@ impl Explain {
             Step::Personality => "set the personality".to_owned(),
             Step::Directory => format!("chdir to cwd ({:?}) set in config.json", self.names.directory),
             Step::DirectoryOutside => {
-                format!("chdir to cwd ({:?}): it lies outside of the container", self.names.directory)
+                format!(
+                    "chdir to cwd ({:?}): it lies outside of the container",
+                    self.names.directory
+                )
             }
             Step::Ids => "set user and groups".to_owned(),
             Step::Capabilities => "set the capabilities".to_owned(),
@@ -472,5 +532,9 @@ impl Explain {
 
 /// A descriptor of at least 3, as the numbers below become the program's streams.
 pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
-    if fd.as_raw_fd() > 2 { Ok(fd) } else { sys::fd::dup_above(fd.as_fd(), 3) }
+    if fd.as_raw_fd() > 2 {
+        Ok(fd)
+    } else {
+        sys::fd::dup_above(fd.as_fd(), 3)
+    }
 }

@@ -26,11 +26,23 @@ pub const MASKED: [&str; 13] = [
 ];
 
 /// To be read only, also by root.
-pub const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Nodes in every /dev: name, major, minor (runtime-spec 1.2, config-linux.md, Default Devices).
-pub const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+pub const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// PATH of a process whose environment has none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -38,7 +50,9 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 /// The deny-all rule to begin a list of device rules with; `device_rules` follow it of themselves.
 pub fn deny_all_devices() -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(false).set_typ(Some(LinuxDeviceType::A)).set_access(Some("rwm".into()));
+    rule.set_allow(false)
+        .set_typ(Some(LinuxDeviceType::A))
+        .set_access(Some("rwm".into()));
     rule
 }
 
@@ -47,7 +61,11 @@ pub fn deny_all_devices() -> LinuxDeviceCgroup {
 pub fn device_rules() -> Vec<LinuxDeviceCgroup> {
     let rule = |kind, major: Option<i64>, minor: Option<i64>, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(true).set_typ(Some(kind)).set_major(major).set_minor(minor).set_access(Some(access.into()));
+        rule.set_allow(true)
+            .set_typ(Some(kind))
+            .set_major(major)
+            .set_minor(minor)
+            .set_access(Some(access.into()));
         rule
     };
     let mut rules = vec![
@@ -58,7 +76,12 @@ pub fn device_rules() -> Vec<LinuxDeviceCgroup> {
         rule(LinuxDeviceType::C, Some(136), None, "rwm"),
     ];
     for (_, major, minor) in DEVICES {
-        rules.push(rule(LinuxDeviceType::C, Some(major.into()), Some(minor.into()), "rwm"));
+        rules.push(rule(
+            LinuxDeviceType::C,
+            Some(major.into()),
+            Some(minor.into()),
+            "rwm",
+        ));
     }
     rules
 }
@@ -77,12 +100,35 @@ fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
 pub fn mounts() -> Vec<Mount> {
     vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
     ]
 }
 
@@ -98,7 +144,13 @@ pub fn spec() -> Spec {
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(
-            [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid, LinuxNamespaceType::Cgroup].map(namespace).into(),
+            [
+                LinuxNamespaceType::Mount,
+                LinuxNamespaceType::Pid,
+                LinuxNamespaceType::Cgroup,
+            ]
+            .map(namespace)
+            .into(),
         ))
         .set_masked_paths(Some(MASKED.map(str::to_owned).into()))
         .set_readonly_paths(Some(READONLY.map(str::to_owned).into()))

@@ -31,15 +31,28 @@ pub fn exec(
     stdio: Stdio,
     options: &Options<'_>,
 ) -> Result<Running, StartError> {
-    let host = |action| move |source| StartError::Host { action, path: None, source };
+    let host = |action| {
+        move |source| StartError::Host {
+            action,
+            path: None,
+            source,
+        }
+    };
     let home = None;
     let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, home)?;
     let (kinds, user) = kinds(target.pid).map_err(host("look at the container's namespaces"))?;
     plan.joins_user = user;
-    let pidfd = target.pidfd.try_clone_to_owned().map_err(host("hold the container's process"))?;
+    let pidfd = target
+        .pidfd
+        .try_clone_to_owned()
+        .map_err(host("hold the container's process"))?;
     plan.joins.push((pidfd, kinds));
     let names = Names {
-        program: process.args().as_ref().and_then(|args| args.first().cloned()).unwrap_or_default(),
+        program: process
+            .args()
+            .as_ref()
+            .and_then(|args| args.first().cloned())
+            .unwrap_or_default(),
         directory: process.cwd().display().to_string(),
     };
     container::launch(plan, &names, &mut |_| Ok(()))
@@ -80,6 +93,9 @@ fn kinds(pid: i32) -> io::Result<(i32, bool)> {
 impl<'a> ExecTarget<'a> {
     /// The container of a process that we hold.
     pub fn of(running: &'a Running) -> ExecTarget<'a> {
-        ExecTarget { pid: running.pid, pidfd: running.pidfd.as_fd() }
+        ExecTarget {
+            pid: running.pid,
+            pidfd: running.pidfd.as_fd(),
+        }
     }
 }

@@ -93,11 +93,22 @@ impl Sandbox {
 
     fn build(spec: &SandboxSpec, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
         let user = match spec.users {
-            Some(range) => Some(make_user_namespace(&[(0, range.start, range.count)], &[(0, range.start, range.count)])?),
+            Some(range) => Some(make_user_namespace(
+                &[(0, range.start, range.count)],
+                &[(0, range.start, range.count)],
+            )?),
             None => None,
         };
-        let mut sandbox =
-            Sandbox { users: spec.users, user, net: None, ipc: None, uts: None, pid: None, init: None, cgroup };
+        let mut sandbox = Sandbox {
+            users: spec.users,
+            user,
+            net: None,
+            ipc: None,
+            uts: None,
+            pid: None,
+            init: None,
+            cgroup,
+        };
         let mut flags = 0;
         if spec.network == Share::Pod {
             flags |= libc::CLONE_NEWNET;
@@ -125,7 +136,11 @@ impl Sandbox {
 
     /// A child joins the user namespace, leaves the others for new ones, and stays until we have opened them.
     fn make_namespaces(&mut self, spec: &SandboxSpec, flags: i32) -> Result<(), SandboxError> {
-        let hostname = spec.hostname.as_deref().map(|name| c_string("hostname", name)).transpose()?;
+        let hostname = spec
+            .hostname
+            .as_deref()
+            .map(|name| c_string("hostname", name))
+            .transpose()?;
         let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
         let user = self.user.as_ref().map(AsFd::as_fd);
         let body = || {
@@ -133,7 +148,13 @@ impl Sandbox {
             let made = join_user(user)
                 .and_then(|()| process::unshare(flags))
                 .and_then(|()| hostname.as_deref().map_or(Ok(()), cred::sethostname))
-                .and_then(|()| if flags & libc::CLONE_NEWNET != 0 { socket::loopback_up() } else { Ok(()) });
+                .and_then(|()| {
+                    if flags & libc::CLONE_NEWNET != 0 {
+                        socket::loopback_up()
+                    } else {
+                        Ok(())
+                    }
+                });
             tell_and_wait(theirs.as_fd(), made)
         };
         let child = Helper::start(body).map_err(step("start a helper process"))?;
@@ -144,9 +165,16 @@ impl Sandbox {
                 if flags & flag == 0 {
                     return Ok(None);
                 }
-                child.namespace(name).map(Some).map_err(step("open the pod's namespaces"))
+                child
+                    .namespace(name)
+                    .map(Some)
+                    .map_err(step("open the pod's namespaces"))
             };
-            Ok((open(libc::CLONE_NEWNET, "net")?, open(libc::CLONE_NEWIPC, "ipc")?, open(libc::CLONE_NEWUTS, "uts")?))
+            Ok((
+                open(libc::CLONE_NEWNET, "net")?,
+                open(libc::CLONE_NEWIPC, "ipc")?,
+                open(libc::CLONE_NEWUTS, "uts")?,
+            ))
         });
         drop(ours);
         child.finish().map_err(step("end a helper process"))?;
@@ -160,14 +188,22 @@ impl Sandbox {
         let leaf = self.cgroup.child("sandbox")?;
         let leaf = Cgroup::create(
             leaf.layout(),
-            &crate::spec::CgroupSpec { path: leaf.path(), resources: Default::default() },
+            &crate::spec::CgroupSpec {
+                path: leaf.path(),
+                resources: Default::default(),
+            },
         )?;
         let entry = leaf.entry()?;
         let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
         let user = self.user.as_ref().map(AsFd::as_fd);
-        let highest = (0..64).take_while(|bit| cred::has_bounding(*bit).is_ok()).last().unwrap_or(0);
+        let highest = (0..64)
+            .take_while(|bit| cred::has_bounding(*bit).is_ok())
+            .last()
+            .unwrap_or(0);
         let init = || {
-            let ready = empty_root().and_then(|()| give_up_rights(highest)).and_then(|()| process::reset_signals());
+            let ready = empty_root()
+                .and_then(|()| give_up_rights(highest))
+                .and_then(|()| process::reset_signals());
             // wait(2): the children of one who ignores SIGCHLD leave no zombies; orphans become ours.
             let ready = ready.and_then(|()| process::ignore_children());
             let failed = ready.is_err();
@@ -180,11 +216,24 @@ impl Sandbox {
         };
         let body = || {
             fd::close_inherited(ours.as_fd());
-            let entered = entry.tasks.iter().try_for_each(|tasks| fd::write(tasks.as_fd(), b"0").map(drop));
-            let made = entered.and_then(|()| process::set_dumpable(false)).and_then(|()| join_user(user)).and_then(|()| {
-                let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PARENT) as u64;
-                process::spawn(CloneArgs { flags, exit_signal: 0, cgroup: None }, init)
-            });
+            let entered = entry
+                .tasks
+                .iter()
+                .try_for_each(|tasks| fd::write(tasks.as_fd(), b"0").map(drop));
+            let made = entered
+                .and_then(|()| process::set_dumpable(false))
+                .and_then(|()| join_user(user))
+                .and_then(|()| {
+                    let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PARENT) as u64;
+                    process::spawn(
+                        CloneArgs {
+                            flags,
+                            exit_signal: 0,
+                            cgroup: None,
+                        },
+                        init,
+                    )
+                });
             match made {
                 Ok(pid) => i32::from(socket::send(theirs.as_fd(), &pid.to_le_bytes()).is_err()),
                 Err(error) => i32::from(tell(theirs.as_fd(), Err(error)).is_err()),
@@ -204,7 +253,11 @@ impl Sandbox {
         while failure.is_none() && (pid.is_none() || !ready) {
             let mut message = [0; 8];
             match fd::read(ours.as_fd(), &mut message).map_err(step("start the pod's init"))? {
-                4 => pid = Some(i32::from_le_bytes([message[0], message[1], message[2], message[3]])),
+                4 => {
+                    pid = Some(i32::from_le_bytes([
+                        message[0], message[1], message[2], message[3],
+                    ]))
+                }
                 8 => match errno_of(message) {
                     0 => ready = true,
                     errno => failure = Some(io::Error::from_raw_os_error(errno)),
@@ -214,7 +267,10 @@ impl Sandbox {
         }
         process::wait_pid(helper).map_err(step("end a helper process"))?;
         if let Some(pid) = pid {
-            self.init = Some((pid, process::pidfd_open(pid).map_err(step("name the pod's init"))?));
+            self.init = Some((
+                pid,
+                process::pidfd_open(pid).map_err(step("name the pod's init"))?,
+            ));
         }
         match (failure, pid) {
             (None, Some(pid)) => {
@@ -223,14 +279,19 @@ impl Sandbox {
             }
             (failure, _) => {
                 let source = failure.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
-                Err(SandboxError::Step { action: "start the pod's init", source })
+                Err(SandboxError::Step {
+                    action: "start the pod's init",
+                    source,
+                })
             }
         }
     }
 
     fn end_init(&mut self) -> Result<(), SandboxError> {
         self.pid = None;
-        let Some((_, pidfd)) = self.init.take() else { return Ok(()) };
+        let Some((_, pidfd)) = self.init.take() else {
+            return Ok(());
+        };
         match process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             result => result.map_err(step("end the pod's init"))?,
@@ -305,7 +366,9 @@ fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
     if let Some(range) = spec.users
         && (range.count == 0 || range.start == 0 || range.start.checked_add(range.count).is_none())
     {
-        return Err(SandboxError::Unsupported { reason: "the range of user ids is empty, overflows or begins at root" });
+        return Err(SandboxError::Unsupported {
+            reason: "the range of user ids is empty, overflows or begins at root",
+        });
     }
     for name in spec.sysctls.keys() {
         let namespaced = sysctl_namespace(name);
@@ -315,7 +378,10 @@ fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
             _ => false,
         };
         if !own {
-            return Err(SandboxError::Invalid { what: "sysctl", value: name.clone() });
+            return Err(SandboxError::Invalid {
+                what: "sysctl",
+                value: name.clone(),
+            });
         }
     }
     Ok(())
@@ -324,13 +390,24 @@ fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
 /// The namespace that a sysctl belongs to; none for the host's own and for names that are none (CVE-2022-0811).
 pub(crate) fn sysctl_namespace(name: &str) -> Option<i32> {
     let sane = name.split(['.', '/']).all(|part| {
-        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     });
     if !sane {
         return None;
     }
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-        "kernel.shmmni", "kernel.shm_rmid_forced"];
+    let ipc = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
     match name {
         name if name.starts_with("net.") => Some(libc::CLONE_NEWNET),
         name if ipc.contains(&name) || name.starts_with("fs.mqueue.") => Some(libc::CLONE_NEWIPC),
@@ -350,10 +427,16 @@ fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError
     let proc = crate::container::open_proc().map_err(step("open /proc"))?;
     let mut writes = Vec::new();
     for (name, value) in &spec.sysctls {
-        writes.push((c_string("sysctl", &sysctl_path(name))?, c_string("sysctl value", value)?));
+        writes.push((
+            c_string("sysctl", &sysctl_path(name))?,
+            c_string("sysctl value", value)?,
+        ));
     }
     let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
-    let namespaces = [(sandbox.net(), libc::CLONE_NEWNET), (sandbox.ipc(), libc::CLONE_NEWIPC)];
+    let namespaces = [
+        (sandbox.net(), libc::CLONE_NEWNET),
+        (sandbox.ipc(), libc::CLONE_NEWIPC),
+    ];
     let body = || {
         for (namespace, kind) in namespaces {
             if let Some(namespace) = namespace
@@ -366,13 +449,20 @@ fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError
             let written = path::open(proc.as_fd(), name, libc::O_WRONLY, 0, Resolve::Free)
                 .and_then(|file| fd::write(file.as_fd(), value.to_bytes()));
             if let Err(error) = written {
-                let sent = socket::send(theirs.as_fd(), &message(error.raw_os_error().unwrap_or(libc::EIO), index as u32));
+                let sent = socket::send(
+                    theirs.as_fd(),
+                    &message(error.raw_os_error().unwrap_or(libc::EIO), index as u32),
+                );
                 return i32::from(sent.is_err());
             }
         }
         i32::from(tell(theirs.as_fd(), Ok(())).is_err())
     };
-    let args = CloneArgs { flags: 0, exit_signal: libc::SIGCHLD, cgroup: None };
+    let args = CloneArgs {
+        flags: 0,
+        exit_signal: libc::SIGCHLD,
+        cgroup: None,
+    };
     let pid = process::spawn(args, body).map_err(step("start a helper process"))?;
     drop(theirs);
     let mut answer = [0; 8];
@@ -386,13 +476,19 @@ fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError
         errno => {
             let index = u32::from_le_bytes([answer[4], answer[5], answer[6], answer[7]]) as usize;
             let name = spec.sysctls.keys().nth(index).cloned().unwrap_or_default();
-            Err(SandboxError::Sysctl { name, source: io::Error::from_raw_os_error(errno) })
+            Err(SandboxError::Sysctl {
+                name,
+                source: io::Error::from_raw_os_error(errno),
+            })
         }
     }
 }
 
 fn c_string(what: &'static str, value: &str) -> Result<CString, SandboxError> {
-    CString::new(value).map_err(|_| SandboxError::Invalid { what, value: value.to_owned() })
+    CString::new(value).map_err(|_| SandboxError::Invalid {
+        what,
+        value: value.to_owned(),
+    })
 }
 
 /// A message of a helper: errno (0: done), a number.
@@ -408,7 +504,9 @@ fn errno_of(message: [u8; 8]) -> i32 {
 }
 
 fn tell(socket: BorrowedFd<'_>, result: io::Result<()>) -> io::Result<()> {
-    let errno = result.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+    let errno = result
+        .err()
+        .map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
     socket::send(socket, &message(errno, 0))
 }
 
@@ -430,8 +528,10 @@ fn join_user(user: Option<BorrowedFd<'_>>) -> io::Result<()> {
 /// Nothing of the host's file system stays in reach of the pod's init.
 fn empty_root() -> io::Result<()> {
     mount::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
-    let attributes =
-        mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
+    let attributes = mount::MOUNT_ATTR_RDONLY
+        | mount::MOUNT_ATTR_NOSUID
+        | mount::MOUNT_ATTR_NODEV
+        | mount::MOUNT_ATTR_NOEXEC;
     let root = FsContext::open(c"tmpfs")?.mount(attributes)?;
     mount::attach_at(root.as_fd(), crate::container::PLACE)?;
     path::fchdir(root.as_fd())?;
@@ -457,8 +557,14 @@ struct Helper {
 
 impl Helper {
     fn start(body: impl FnOnce() -> i32) -> io::Result<Helper> {
-        let args = CloneArgs { flags: 0, exit_signal: libc::SIGCHLD, cgroup: None };
-        Ok(Helper { pid: process::spawn(args, body)? })
+        let args = CloneArgs {
+            flags: 0,
+            exit_signal: libc::SIGCHLD,
+            cgroup: None,
+        };
+        Ok(Helper {
+            pid: process::spawn(args, body)?,
+        })
     }
 
     /// What it says of its work.
@@ -498,11 +604,17 @@ pub(crate) fn make_user_namespace(
         let mut byte = [0];
         i32::from(fd::read(theirs.as_fd(), &mut byte).is_err())
     };
-    let args = CloneArgs { flags: libc::CLONE_NEWUSER as u64, exit_signal: libc::SIGCHLD, cgroup: None };
+    let args = CloneArgs {
+        flags: libc::CLONE_NEWUSER as u64,
+        exit_signal: libc::SIGCHLD,
+        cgroup: None,
+    };
     let pid = process::spawn(args, body).map_err(step("make a user namespace"))?;
     drop(theirs);
     let lines = |maps: &[(u32, u32, u32)]| -> String {
-        maps.iter().map(|(inside, host, count)| format!("{inside} {host} {count}\n")).collect()
+        maps.iter()
+            .map(|(inside, host, count)| format!("{inside} {host} {count}\n"))
+            .collect()
     };
     let result = fs::write(format!("/proc/{pid}/uid_map"), lines(uids))
         .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), lines(gids)))

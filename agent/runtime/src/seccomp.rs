@@ -45,7 +45,10 @@ pub enum SeccompError {
 }
 
 /// A profile as the kernel takes it, from `cache` when it has been compiled before; with the flags to load it with.
-pub fn prepare(profile: &LinuxSeccomp, cache: Option<&Path>) -> Result<(Vec<Instruction>, u32), SeccompError> {
+pub fn prepare(
+    profile: &LinuxSeccomp,
+    cache: Option<&Path>,
+) -> Result<(Vec<Instruction>, u32), SeccompError> {
     let flags = compile::flags(profile)?;
     let program = match cache {
         Some(directory) => cache::get_or_compile(profile, directory)?,

@@ -10,9 +10,21 @@ pub(super) fn line(rule: &LinuxDeviceCgroup) -> String {
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => "c",
         _ => "a",
     };
-    let number = |number: Option<i64>| number.filter(|n| *n >= 0).map_or("*".to_owned(), |n| n.to_string());
-    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-    format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
+    let number = |number: Option<i64>| {
+        number
+            .filter(|n| *n >= 0)
+            .map_or("*".to_owned(), |n| n.to_string())
+    };
+    let access = rule
+        .access()
+        .as_deref()
+        .filter(|access| !access.is_empty())
+        .unwrap_or("rwm");
+    format!(
+        "{kind} {}:{} {access}",
+        number(rule.major()),
+        number(rule.minor())
+    )
 }
 
 // bpf(2) and linux/bpf.h: struct bpf_cgroup_dev_ctx { u32 access_type /* access << 16 | type */; u32 major; u32 minor; }
@@ -29,7 +41,12 @@ const TYPE_CHAR: i32 = 2;
 const ACCESS_ALL: i32 = 7;
 
 fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: from << 4 | to, offset, immediate }
+    Instruction {
+        code,
+        registers: from << 4 | to,
+        offset,
+        immediate,
+    }
 }
 
 /// The program for v2: 1 lets the access through, 0 refuses it.
@@ -71,7 +88,17 @@ pub(super) fn program<'a>(rules: impl DoubleEndedIterator<Item = &'a LinuxDevice
         if access != ACCESS_ALL {
             // Allowed only when nothing beyond the rule is asked; refused when anything in it is.
             block.push(op(MOVE, 0, 3, 0, 0));
-            block.push(op(AND_IMMEDIATE, 0, 0, 0, if rule.allow() { ACCESS_ALL & !access } else { access }));
+            block.push(op(
+                AND_IMMEDIATE,
+                0,
+                0,
+                0,
+                if rule.allow() {
+                    ACCESS_ALL & !access
+                } else {
+                    access
+                },
+            ));
             tests.push((if rule.allow() { JUMP_NOT_EQUAL } else { JUMP_EQUAL }, 0, 0));
         }
         // Each test jumps over what follows it in this rule: the later tests, the access lines and the verdict.

@@ -22,7 +22,11 @@ pub fn weight_of_shares(shares: u64) -> u64 {
 
 /// How the kernel's v2 files write "no limit".
 fn or_max(value: i64) -> String {
-    if value < 0 { "max".into() } else { value.to_string() }
+    if value < 0 {
+        "max".into()
+    } else {
+        value.to_string()
+    }
 }
 
 impl Cgroup {
@@ -31,11 +35,19 @@ impl Cgroup {
             self.set_cpu(cpu)?;
         }
         if let Some(memory) = resources.memory() {
-            if self.layout.is_v2() { self.set_memory_v2(memory)? } else { self.set_memory_v1(memory)? }
+            if self.layout.is_v2() {
+                self.set_memory_v2(memory)?
+            } else {
+                self.set_memory_v1(memory)?
+            }
         }
         if let Some(pids) = resources.pids() {
             // runtime-spec 1.2, config-linux.md, PIDs: -1 is no limit; runc and crun take 0 for that too.
-            let value = if pids.limit() <= 0 { "max".to_owned() } else { pids.limit().to_string() };
+            let value = if pids.limit() <= 0 {
+                "max".to_owned()
+            } else {
+                pids.limit().to_string()
+            };
             write(&self.file("pids", "pids.max")?, &value)?;
         }
         if let Some(block) = resources.block_io() {
@@ -48,23 +60,39 @@ impl Cgroup {
             self.set_devices(rules)?;
         }
         for page in resources.hugepage_limits().iter().flatten() {
-            let suffix = if self.layout.is_v2() { "max" } else { "limit_in_bytes" };
+            let suffix = if self.layout.is_v2() {
+                "max"
+            } else {
+                "limit_in_bytes"
+            };
             let file = self.file("hugetlb", &format!("hugetlb.{}.{suffix}", page.page_size()))?;
             write(&file, &page.limit().to_string())?;
         }
         for (name, value) in resources.unified().iter().flatten() {
             let Some(directory) = self.layout.is_v2().then(|| self.controller("")).flatten() else {
-                return Err(CgroupError::Unsupported { what: format!("unified {name} without cgroup v2") });
+                return Err(CgroupError::Unsupported {
+                    what: format!("unified {name} without cgroup v2"),
+                });
             };
             if name.contains('/') || name.starts_with('.') {
-                return Err(CgroupError::Unsupported { what: format!("unified {name}") });
+                return Err(CgroupError::Unsupported {
+                    what: format!("unified {name}"),
+                });
             }
             write(&directory.join(name), value)?;
         }
-        if resources.network().as_ref().is_some_and(|net| net.class_id().is_some_and(|id| id != 0))
-            || resources.network().as_ref().is_some_and(|net| net.priorities().as_ref().is_some_and(|p| !p.is_empty()))
+        if resources
+            .network()
+            .as_ref()
+            .is_some_and(|net| net.class_id().is_some_and(|id| id != 0))
+            || resources
+                .network()
+                .as_ref()
+                .is_some_and(|net| net.priorities().as_ref().is_some_and(|p| !p.is_empty()))
         {
-            return Err(CgroupError::Unsupported { what: "network class or priorities".into() });
+            return Err(CgroupError::Unsupported {
+                what: "network class or priorities".into(),
+            });
         }
         if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
             return Err(CgroupError::Unsupported { what: "rdma".into() });
@@ -74,16 +102,25 @@ impl Cgroup {
 
     /// A file of a controller; `Unsupported` where the machine lacks the controller.
     fn file(&self, controller: &str, name: &str) -> Result<PathBuf, CgroupError> {
-        let unsupported = || CgroupError::Unsupported { what: name.to_owned() };
+        let unsupported = || CgroupError::Unsupported {
+            what: name.to_owned(),
+        };
         let path = self.controller(controller).ok_or_else(unsupported)?.join(name);
-        if path.exists() { Ok(path) } else { Err(unsupported()) }
+        if path.exists() {
+            Ok(path)
+        } else {
+            Err(unsupported())
+        }
     }
 
     fn set_cpu(&self, cpu: &LinuxCpu) -> Result<(), CgroupError> {
         let v2 = self.layout.is_v2();
         if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
             match v2 {
-                true => write(&self.file("cpu", "cpu.weight")?, &weight_of_shares(shares).to_string())?,
+                true => write(
+                    &self.file("cpu", "cpu.weight")?,
+                    &weight_of_shares(shares).to_string(),
+                )?,
                 false => write(&self.file("cpu", "cpu.shares")?, &shares.to_string())?,
             }
         }
@@ -132,11 +169,15 @@ impl Cgroup {
         // A limit without a word about swap allows none on top, where swap is accounted.
         let swap = memory.swap().filter(|swap| *swap != 0);
         let limit_file = self.file("memory", "memory.limit_in_bytes")?;
-        let swap_file = self.controller("memory").map(|path| path.join("memory.memsw.limit_in_bytes"));
+        let swap_file = self
+            .controller("memory")
+            .map(|path| path.join("memory.memsw.limit_in_bytes"));
         let swap_file = swap_file.filter(|path| path.exists());
         match (limit, swap, swap_file) {
             (limit, Some(swap), Some(swap_file)) => {
-                let old = read_if_there(&swap_file)?.and_then(|text| text.trim().parse::<i64>().ok()).unwrap_or(-1);
+                let old = read_if_there(&swap_file)?
+                    .and_then(|text| text.trim().parse::<i64>().ok())
+                    .unwrap_or(-1);
                 // The sum never lies below the part: raise it first, lower it last.
                 let raising = swap < 0 || (old >= 0 && swap > old);
                 if raising {
@@ -156,10 +197,16 @@ impl Cgroup {
             (None, _, _) => {}
         }
         if let Some(low) = memory.reservation().filter(|low| *low != 0) {
-            write(&self.file("memory", "memory.soft_limit_in_bytes")?, &low.to_string())?;
+            write(
+                &self.file("memory", "memory.soft_limit_in_bytes")?,
+                &low.to_string(),
+            )?;
         }
         if let Some(swappiness) = memory.swappiness() {
-            write(&self.file("memory", "memory.swappiness")?, &swappiness.to_string())?;
+            write(
+                &self.file("memory", "memory.swappiness")?,
+                &swappiness.to_string(),
+            )?;
         }
         if memory.disable_oom_killer() == Some(true) {
             write(&self.file("memory", "memory.oom_control")?, "1")?;
@@ -175,7 +222,11 @@ impl Cgroup {
                 (..0, _) => "max".to_owned(),
                 // v1's figure is memory and swap together; v2's is swap alone.
                 (_, Some(limit)) if limit > 0 && swap >= limit => (swap - limit).to_string(),
-                _ => return Err(CgroupError::Unsupported { what: format!("swap {swap} without a memory limit below") }),
+                _ => {
+                    return Err(CgroupError::Unsupported {
+                        what: format!("swap {swap} without a memory limit below"),
+                    });
+                }
             };
             write(&self.file("memory", "memory.swap.max")?, &value)?;
         }
@@ -186,7 +237,9 @@ impl Cgroup {
             write(&self.file("memory", "memory.low")?, &or_max(low))?;
         }
         if memory.swappiness().is_some() || memory.disable_oom_killer() == Some(true) {
-            return Err(CgroupError::Unsupported { what: "swappiness or disableOOMKiller with cgroup v2".into() });
+            return Err(CgroupError::Unsupported {
+                what: "swappiness or disableOOMKiller with cgroup v2".into(),
+            });
         }
         Ok(())
     }
@@ -200,19 +253,42 @@ impl Cgroup {
             };
             let controller = if self.layout.is_v2() { "io" } else { "blkio" };
             let file = names.iter().find_map(|name| self.file(controller, name).ok());
-            let file = file.ok_or_else(|| CgroupError::Unsupported { what: "block I/O weight".into() })?;
+            let file = file.ok_or_else(|| CgroupError::Unsupported {
+                what: "block I/O weight".into(),
+            })?;
             write(&file, &weight.to_string())?;
         }
         if block.leaf_weight().is_some_and(|weight| weight != 0)
-            || block.weight_device().as_ref().is_some_and(|list| !list.is_empty())
+            || block
+                .weight_device()
+                .as_ref()
+                .is_some_and(|list| !list.is_empty())
         {
-            return Err(CgroupError::Unsupported { what: "block I/O weight of a device".into() });
+            return Err(CgroupError::Unsupported {
+                what: "block I/O weight of a device".into(),
+            });
         }
         let throttles = [
-            ("rbps", "blkio.throttle.read_bps_device", block.throttle_read_bps_device()),
-            ("wbps", "blkio.throttle.write_bps_device", block.throttle_write_bps_device()),
-            ("riops", "blkio.throttle.read_iops_device", block.throttle_read_iops_device()),
-            ("wiops", "blkio.throttle.write_iops_device", block.throttle_write_iops_device()),
+            (
+                "rbps",
+                "blkio.throttle.read_bps_device",
+                block.throttle_read_bps_device(),
+            ),
+            (
+                "wbps",
+                "blkio.throttle.write_bps_device",
+                block.throttle_write_bps_device(),
+            ),
+            (
+                "riops",
+                "blkio.throttle.read_iops_device",
+                block.throttle_read_iops_device(),
+            ),
+            (
+                "wiops",
+                "blkio.throttle.write_iops_device",
+                block.throttle_write_iops_device(),
+            ),
         ];
         for (key, name, list) in throttles {
             for device in list.iter().flatten() {
@@ -225,8 +301,15 @@ impl Cgroup {
     fn set_throttle(&self, key: &str, name: &str, device: &LinuxThrottleDevice) -> Result<(), CgroupError> {
         let (major, minor, rate) = (device.major(), device.minor(), device.rate());
         if self.layout.is_v2() {
-            let rate = if rate == 0 { "max".to_owned() } else { rate.to_string() };
-            write(&self.file("io", "io.max")?, &format!("{major}:{minor} {key}={rate}"))
+            let rate = if rate == 0 {
+                "max".to_owned()
+            } else {
+                rate.to_string()
+            };
+            write(
+                &self.file("io", "io.max")?,
+                &format!("{major}:{minor} {key}={rate}"),
+            )
         } else {
             write(&self.file("blkio", name)?, &format!("{major}:{minor} {rate}"))
         }
@@ -240,7 +323,10 @@ impl Cgroup {
             let directory = self.controller("").unwrap_or_default();
             return attach_device_program(&directory, &devices::program(all));
         }
-        let (allow, deny) = (self.file("devices", "devices.allow")?, self.file("devices", "devices.deny")?);
+        let (allow, deny) = (
+            self.file("devices", "devices.allow")?,
+            self.file("devices", "devices.deny")?,
+        );
         for rule in all {
             write(if rule.allow() { &allow } else { &deny }, &devices::line(rule))?;
         }

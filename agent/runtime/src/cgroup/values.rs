@@ -68,7 +68,8 @@ const V1_UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
 /// The number after `key ` in a file of lines `key number`.
 pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 impl Cgroup {
@@ -81,14 +82,22 @@ impl Cgroup {
 
     /// A file of one number; none for `max`, -1, v1's "no limit" and an absent file.
     fn number(&self, controller: &str, name: &str) -> Result<Option<u64>, CgroupError> {
-        let value = self.text(controller, name)?.and_then(|text| text.trim().parse::<u64>().ok());
+        let value = self
+            .text(controller, name)?
+            .and_then(|text| text.trim().parse::<u64>().ok());
         Ok(value.filter(|value| *value < V1_UNLIMITED))
     }
 
     /// The limits that hold.
     pub fn values(&self) -> Result<Values, CgroupError> {
-        let mut values = Values { pids_max: self.number("pids", "pids.max")?, ..Values::default() };
-        let word = |text: Option<String>| text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let mut values = Values {
+            pids_max: self.number("pids", "pids.max")?,
+            ..Values::default()
+        };
+        let word = |text: Option<String>| {
+            text.map(|text| text.trim().to_owned())
+                .filter(|text| !text.is_empty())
+        };
         values.cpus = word(self.text("cpuset", "cpuset.cpus")?);
         values.mems = word(self.text("cpuset", "cpuset.mems")?);
         if self.layout().is_v2() {
@@ -117,7 +126,11 @@ impl Cgroup {
                 let text = self.text("blkio", name)?.unwrap_or_default();
                 values.io.extend(text.lines().filter_map(|line| {
                     let (device, rate) = line.split_once(' ')?;
-                    Some(IoThrottle { device: device_number(device)?, kind, rate: rate.trim().parse().ok()? })
+                    Some(IoThrottle {
+                        device: device_number(device)?,
+                        kind,
+                        rate: rate.trim().parse().ok()?,
+                    })
                 }));
             }
         }
@@ -127,7 +140,10 @@ impl Cgroup {
 
     /// Usage now.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
-        let mut stats = Stats { oom_kills: self.oom_kills()?, ..Stats::default() };
+        let mut stats = Stats {
+            oom_kills: self.oom_kills()?,
+            ..Stats::default()
+        };
         stats.pids = self.number("pids", "pids.current")?.unwrap_or(0);
         let cpu = self.text("cpu", "cpu.stat")?.unwrap_or_default();
         stats.cpu_throttled_periods = keyed(&cpu, "nr_throttled").unwrap_or(0);
@@ -152,10 +168,15 @@ impl Cgroup {
             stats.cpu_throttled_us = keyed(&cpu, "throttled_time").unwrap_or(0) / 1_000;
             stats.memory_usage = self.number("memory", "memory.usage_in_bytes")?.unwrap_or(0);
             inactive = keyed(&memory, "total_inactive_file").unwrap_or(0);
-            let text = self.text("blkio", "blkio.throttle.io_service_bytes")?.unwrap_or_default();
+            let text = self
+                .text("blkio", "blkio.throttle.io_service_bytes")?
+                .unwrap_or_default();
             for line in text.lines() {
                 let mut words = line.split_whitespace().skip(1);
-                match (words.next(), words.next().and_then(|count| count.parse::<u64>().ok())) {
+                match (
+                    words.next(),
+                    words.next().and_then(|count| count.parse::<u64>().ok()),
+                ) {
                     (Some("Read"), Some(count)) => stats.io_bytes.0 += count,
                     (Some("Write"), Some(count)) => stats.io_bytes.1 += count,
                     _ => {}
@@ -169,7 +190,11 @@ impl Cgroup {
 
     /// Most memory ever charged, in bytes; none where the kernel does not say (v2 before 5.19).
     pub fn memory_peak(&self) -> Result<Option<u64>, CgroupError> {
-        let name = if self.layout().is_v2() { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let name = if self.layout().is_v2() {
+            "memory.peak"
+        } else {
+            "memory.max_usage_in_bytes"
+        };
         self.number("memory", name)
     }
 }
@@ -184,10 +209,19 @@ fn io_max(text: &str) -> Vec<IoThrottle> {
     let mut found = Vec::new();
     for line in text.lines() {
         let mut words = line.split_whitespace();
-        let Some(device) = words.next().and_then(device_number) else { continue };
+        let Some(device) = words.next().and_then(device_number) else {
+            continue;
+        };
         for word in words {
-            let Some((key, value)) = word.split_once('=') else { continue };
-            let Some(kind) = ["rbps", "wbps", "riops", "wiops"].into_iter().find(|kind| *kind == key) else { continue };
+            let Some((key, value)) = word.split_once('=') else {
+                continue;
+            };
+            let Some(kind) = ["rbps", "wbps", "riops", "wiops"]
+                .into_iter()
+                .find(|kind| *kind == key)
+            else {
+                continue;
+            };
             if let Ok(rate) = value.parse() {
                 found.push(IoThrottle { device, kind, rate });
             }

@@ -33,7 +33,12 @@ pub(crate) enum What {
     /// A tree that the parent made.
     Tree { tree: OwnedFd, directory: bool },
     /// A file system that only a member of the container's namespaces can make.
-    New { fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, propagation: u64 },
+    New {
+        fstype: CString,
+        options: Vec<(CString, Option<CString>)>,
+        attributes: u64,
+        propagation: u64,
+    },
     /// A change of what is there already.
     Change { change: Change, recursive: bool },
 }
@@ -69,7 +74,10 @@ pub(crate) struct RootPlan {
 #[derive(Debug)]
 pub(crate) enum StdioPlan {
     Fds([OwnedFd; 3]),
-    Terminal { socket: OwnedFd, size: Option<tty::Size> },
+    Terminal {
+        socket: OwnedFd,
+        size: Option<tty::Size>,
+    },
 }
 
 /// The process itself.
@@ -133,13 +141,21 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
         // CVE-2016-9962: before we become visible to anybody in the namespaces, nobody may trace us or open our files.
         at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
         for (index, (namespace, kind)) in plan.joins.iter().enumerate() {
-            at(Step::JoinNamespace, index, process::setns(namespace.as_fd(), *kind))?;
+            at(
+                Step::JoinNamespace,
+                index,
+                process::setns(namespace.as_fd(), *kind),
+            )?;
         }
         if plan.joins_user {
             become_root()?;
         }
         // CLONE_PARENT: the container is our parent's child. Its exit signal is then ours, so 0 must be given.
-        let args = CloneArgs { flags: plan.clone_flags | CLONE_PARENT, exit_signal: 0, cgroup: None };
+        let args = CloneArgs {
+            flags: plan.clone_flags | CLONE_PARENT,
+            exit_signal: 0,
+            cgroup: None,
+        };
         let pid = at(Step::Clone, 0, process::spawn(args, || second(plan, status)))?;
         at(Step::Ready, 0, Record::Pid(pid).send(status))
     });
@@ -176,7 +192,11 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
         at(Step::EnterCgroup, index, fd::write(tasks.as_fd(), b"0"))?;
     }
     if let Some(value) = &plan.oom_score_adj {
-        at(Step::OomScore, 0, write_file(plan.proc.as_fd(), c"self/oom_score_adj", value.to_bytes()))?;
+        at(
+            Step::OomScore,
+            0,
+            write_file(plan.proc.as_fd(), c"self/oom_score_adj", value.to_bytes()),
+        )?;
     }
     for (index, limit) in plan.raise.iter().enumerate() {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
@@ -216,7 +236,11 @@ fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
     path::umask(0);
     if plan.cgroup_namespace {
         // After entering the groups, or /proc/self/cgroup shows paths outside for ever.
-        at(Step::CgroupNamespace, 0, process::unshare(nix::libc::CLONE_NEWCGROUP))?;
+        at(
+            Step::CgroupNamespace,
+            0,
+            process::unshare(nix::libc::CLONE_NEWCGROUP),
+        )?;
     }
     if plan.process.new_keyring {
         at(Step::Keyring, 0, cred::join_new_session_keyring())?;
@@ -233,7 +257,11 @@ fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
 /// Builds the container's root and makes it ours. Returns the terminal's slave.
 fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
     // Before the first mount: none of ours may reach the host. MS_SLAVE keeps the host's unmounts coming.
-    at(Step::Propagation, 0, mount::mount(None, c"/", None, MS_REC | plan.propagation, None))?;
+    at(
+        Step::Propagation,
+        0,
+        mount::mount(None, c"/", None, MS_REC | plan.propagation, None),
+    )?;
     if plan.loopback {
         at(Step::Loopback, 0, socket::loopback_up())?;
     }
@@ -243,7 +271,11 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
     if let Some(name) = &plan.domainname {
         at(Step::Hostname, 1, cred::setdomainname(name))?;
     }
-    at(Step::AttachRoot, 0, mount::attach_at(plan.root.as_fd(), &plan.place))?;
+    at(
+        Step::AttachRoot,
+        0,
+        mount::attach_at(plan.root.as_fd(), &plan.place),
+    )?;
     let root = plan.root.as_fd();
     for (index, one) in plan.mounts.iter().enumerate() {
         mount_one(root, one, index)?;
@@ -251,7 +283,11 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
     let terminal = open_terminal(&whole.process.stdio, Some(root))?;
     for (index, (name, value)) in plan.sysctls.iter().enumerate() {
         // Through the host's verified procfs, not the container's (CVE-2025-52881); namespaced ones are still its own.
-        at(Step::Sysctl, index, write_file(whole.proc.as_fd(), name, value.to_bytes()))?;
+        at(
+            Step::Sysctl,
+            index,
+            write_file(whole.proc.as_fd(), name, value.to_bytes()),
+        )?;
     }
     // The host's /dev/null and an own empty tmpfs: nothing the image could have put there (CVE-2025-31133).
     mask(root, &plan.masked)?;
@@ -262,7 +298,11 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
         at(Step::Hooks, 0, Record::Hooks.send(status))?;
         let mut answer = [0];
         if at(Step::Hooks, 1, fd::read(status, &mut answer))? == 0 {
-            return at(Step::Hooks, 2, Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+            return at(
+                Step::Hooks,
+                2,
+                Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)),
+            );
         }
     }
     // proc and sysfs stand: the kernel compares new ones with the host's, which go with the pivot.
@@ -271,7 +311,10 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
     at(Step::Pivot, 2, mount::detach(c"."))?;
     at(Step::Pivot, 3, path::chdir(c"/"))?;
     if plan.readonly_root {
-        let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
+        let change = Change {
+            set: mount::MOUNT_ATTR_RDONLY,
+            ..Change::default()
+        };
         at(Step::ReadonlyRoot, 0, mount::change(root, change, false))?;
     }
     Ok(terminal)
@@ -283,26 +326,58 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(),
     match &plan.what {
         What::Tree { tree, directory } => {
             let target = at(Step::Target, index, make_target(root, &plan.target, *directory))?;
-            at(Step::AttachMount, index, mount::attach(tree.as_fd(), target.as_fd()))
+            at(
+                Step::AttachMount,
+                index,
+                mount::attach(tree.as_fd(), target.as_fd()),
+            )
         }
-        What::New { fstype, options, attributes, propagation } => {
+        What::New {
+            fstype,
+            options,
+            attributes,
+            propagation,
+        } => {
             let target = at(Step::Target, index, make_target(root, &plan.target, true))?;
-            let tree = at(Step::MakeFilesystem, index, make_filesystem(fstype, options, *attributes))?;
-            at(Step::AttachMount, index, mount::attach(tree.as_fd(), target.as_fd()))?;
+            let tree = at(
+                Step::MakeFilesystem,
+                index,
+                make_filesystem(fstype, options, *attributes),
+            )?;
+            at(
+                Step::AttachMount,
+                index,
+                mount::attach(tree.as_fd(), target.as_fd()),
+            )?;
             if *propagation != 0 {
-                let change = Change { propagation: *propagation, ..Change::default() };
-                at(Step::ChangeMount, index, mount::change(tree.as_fd(), change, false))?;
+                let change = Change {
+                    propagation: *propagation,
+                    ..Change::default()
+                };
+                at(
+                    Step::ChangeMount,
+                    index,
+                    mount::change(tree.as_fd(), change, false),
+                )?;
             }
             Ok(())
         }
         What::Change { change, recursive } => {
             let target = at(Step::Target, index, find(root, &plan.target))?;
-            at(Step::ChangeMount, index, mount::change(target.as_fd(), *change, *recursive))
+            at(
+                Step::ChangeMount,
+                index,
+                mount::change(target.as_fd(), *change, *recursive),
+            )
         }
     }
 }
 
-fn make_filesystem(fstype: &CStr, options: &[(CString, Option<CString>)], attributes: u64) -> io::Result<OwnedFd> {
+fn make_filesystem(
+    fstype: &CStr,
+    options: &[(CString, Option<CString>)],
+    attributes: u64,
+) -> io::Result<OwnedFd> {
     let context = FsContext::open(fstype)?;
     for (key, value) in options {
         match value {
@@ -371,10 +446,18 @@ fn mask(root: BorrowedFd<'_>, targets: &[Target]) -> Result<(), Failure> {
         let stat = at(Step::Mask, index, path::stat(place.as_fd()))?;
         let tree = if !stat.is_dir() {
             // The path is the host's: the pivot comes later.
-            let null = at(Step::Mask, index, mount::clone_tree(path::here(), c"/dev/null", false))?;
+            let null = at(
+                Step::Mask,
+                index,
+                mount::clone_tree(path::here(), c"/dev/null", false),
+            )?;
             let stat = at(Step::Mask, index, path::stat(null.as_fd()))?;
             if !stat.is_char_device() || stat.rdev != path::makedev(1, 3) {
-                return at(Step::Mask, index, Err(io::Error::from_raw_os_error(nix::libc::ENODEV)));
+                return at(
+                    Step::Mask,
+                    index,
+                    Err(io::Error::from_raw_os_error(nix::libc::ENODEV)),
+                );
             }
             null
         } else if let Some(first) = &empty {
@@ -401,21 +484,42 @@ fn make_readonly(root: BorrowedFd<'_>, target: &Target, index: usize) -> Result<
         Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ENOTDIR)) => return Ok(()),
         Err(error) => return at(Step::ReadonlyPath, index, Err(error)),
     };
-    let tree = at(Step::ReadonlyPath, index, mount::clone_tree(place.as_fd(), c"", true))?;
-    let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
-    at(Step::ReadonlyPath, index, mount::change(tree.as_fd(), change, true))?;
-    at(Step::ReadonlyPath, index, mount::attach(tree.as_fd(), place.as_fd()))
+    let tree = at(
+        Step::ReadonlyPath,
+        index,
+        mount::clone_tree(place.as_fd(), c"", true),
+    )?;
+    let change = Change {
+        set: mount::MOUNT_ATTR_RDONLY,
+        ..Change::default()
+    };
+    at(
+        Step::ReadonlyPath,
+        index,
+        mount::change(tree.as_fd(), change, true),
+    )?;
+    at(
+        Step::ReadonlyPath,
+        index,
+        mount::attach(tree.as_fd(), place.as_fd()),
+    )
 }
 
 /// Makes a terminal in the container's own devpts, hands its master over, and with `root` mounts its slave on
 /// /dev/console. Without `root` we are inside already.
 fn open_terminal(stdio: &StdioPlan, root: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, Failure> {
-    let StdioPlan::Terminal { socket, size } = stdio else { return Ok(None) };
+    let StdioPlan::Terminal { socket, size } = stdio else {
+        return Ok(None);
+    };
     let inside;
     let from = match root {
         Some(root) => root,
         None => {
-            inside = at(Step::Console, 0, path::open(path::here(), c"/", O_PATH | O_DIRECTORY, 0, Resolve::Free))?;
+            inside = at(
+                Step::Console,
+                0,
+                path::open(path::here(), c"/", O_PATH | O_DIRECTORY, 0, Resolve::Free),
+            )?;
             inside.as_fd()
         }
     };
@@ -435,7 +539,11 @@ fn open_terminal(stdio: &StdioPlan, root: Option<BorrowedFd<'_>>) -> Result<Opti
         }
     }
     // go-runc's and conmon's receivers take the message's text as the terminal's name.
-    at(Step::Console, 6, socket::send_fds(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]))?;
+    at(
+        Step::Console,
+        6,
+        socket::send_fds(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]),
+    )?;
     Ok(Some(slave))
 }
 
@@ -479,14 +587,22 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     }
     // CVE-2024-21626: /proc/self/fd/N as a working directory would be a directory of the host's.
     if !at(Step::Directory, 1, path::cwd_is_inside())? {
-        return at(Step::DirectoryOutside, 0, Err(io::Error::from_raw_os_error(EACCES)));
+        return at(
+            Step::DirectoryOutside,
+            0,
+            Err(io::Error::from_raw_os_error(EACCES)),
+        );
     }
     let program = search(&plan.candidates)?;
     if let Some(release) = &plan.release {
         at(Step::Ready, 0, Record::Ready.send(status))?;
         let mut byte = [0];
         if at(Step::Ready, 1, fd::read(release.as_fd(), &mut byte))? == 0 {
-            return at(Step::Ready, 2, Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+            return at(
+                Step::Ready,
+                2,
+                Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)),
+            );
         }
     } else {
         at(Step::Ready, 3, Record::Exec.send(status))?;
@@ -516,13 +632,21 @@ fn connect_stdio(plan: &ProcessPlan, terminal: Option<OwnedFd>) -> Result<(), Fa
         (StdioPlan::Terminal { .. }, Some(slave)) => {
             at(Step::Stdio, 2, tty::set_controlling(slave.as_fd()))?;
             // A terminal of ours alone; a device of the host's is never given away.
-            at(Step::Stdio, 3, path::chown(slave.as_fd(), c"", plan.uid, TTY_GROUP_KEEP))?;
+            at(
+                Step::Stdio,
+                3,
+                path::chown(slave.as_fd(), c"", plan.uid, TTY_GROUP_KEEP),
+            )?;
             for number in 0..3 {
                 at(Step::Stdio, 4, fd::dup_onto(slave.as_fd(), number))?;
             }
         }
         (StdioPlan::Terminal { .. }, None) => {
-            return at(Step::Stdio, 5, Err(io::Error::from_raw_os_error(nix::libc::ENOTTY)));
+            return at(
+                Step::Stdio,
+                5,
+                Err(io::Error::from_raw_os_error(nix::libc::ENOTTY)),
+            );
         }
     }
     Ok(())
@@ -540,7 +664,11 @@ fn write_labels(whole: &Plan) -> Result<(), Failure> {
     at(Step::Label, 0, process::set_dumpable(true))?;
     for (index, (name, value)) in whole.process.labels.iter().enumerate() {
         // Through the host's verified procfs (CVE-2019-16884, CVE-2019-19921, CVE-2025-52881).
-        at(Step::Label, index, write_file(whole.proc.as_fd(), name, value.to_bytes()))?;
+        at(
+            Step::Label,
+            index,
+            write_file(whole.proc.as_fd(), name, value.to_bytes()),
+        )?;
     }
     at(Step::Label, 0, process::set_dumpable(false))
 }
@@ -551,7 +679,13 @@ fn search(candidates: &[CString]) -> Result<&CStr, Failure> {
     for (index, candidate) in candidates.iter().enumerate() {
         let result = path::open(path::here(), candidate, O_PATH, 0, Resolve::Free)
             .and_then(|file| path::stat(file.as_fd()))
-            .and_then(|stat| if stat.is_dir() { Err(io::Error::from_raw_os_error(EACCES)) } else { Ok(()) })
+            .and_then(|stat| {
+                if stat.is_dir() {
+                    Err(io::Error::from_raw_os_error(EACCES))
+                } else {
+                    Ok(())
+                }
+            })
             .and_then(|()| path::may_execute(candidate));
         match result {
             Ok(()) => return Ok(candidate),
@@ -572,6 +706,9 @@ pub(crate) fn open_proc() -> io::Result<OwnedFd> {
     if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
         return Err(io::Error::from_raw_os_error(nix::libc::EXDEV));
     }
-    assert!(proc.as_raw_fd() > 2, "a process of ours has its standard streams open");
+    assert!(
+        proc.as_raw_fd() > 2,
+        "a process of ours has its standard streams open"
+    );
     Ok(proc)
 }

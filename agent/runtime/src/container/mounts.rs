@@ -39,7 +39,10 @@ pub(super) struct Context<'a> {
 }
 
 fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
-    StartError::Invalid { field: field.into(), reason: reason.into() }
+    StartError::Invalid {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 /// A place in the container's root. `..` is resolved here: it can name nothing above the root anyway.
@@ -54,7 +57,12 @@ pub(super) fn target(destination: &Path, resolve: Resolve, magic: Option<i64>) -
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    let mut target = Target { prefixes: Vec::new(), names: Vec::new(), resolve, magic };
+    let mut target = Target {
+        prefixes: Vec::new(),
+        names: Vec::new(),
+        resolve,
+        magic,
+    };
     let mut prefix = PathBuf::new();
     for part in path.components() {
         prefix.push(part);
@@ -96,7 +104,10 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
             "tmpfs" if clean(mount.destination()) == Path::new("/dev") => {
                 plans.push(MountPlan {
                     target: target(mount.destination(), Resolve::InRoot, None)?,
-                    what: What::Tree { tree: dev(&options, context)?, directory: true },
+                    what: What::Tree {
+                        tree: dev(&options, context)?,
+                        directory: true,
+                    },
                 });
             }
             _ => plans.push(new(&field, mount, kind, &options, context)?),
@@ -130,17 +141,27 @@ fn new(
         return Err(invalid(field, "recursive attributes are for bind mounts"));
     }
     if kind == "sysfs" && context.users.is_some() && context.host_network {
-        return Err(invalid(field, "sysfs needs a network namespace of the container's user namespace; bind /sys"));
+        return Err(invalid(
+            field,
+            "sysfs needs a network namespace of the container's user namespace; bind /sys",
+        ));
     }
     // A procfs elsewhere than where masks and label writes look for it would be a fake for all that trust the path
     // (CVE-2023-27561, CVE-2019-19921).
-    let resolve = if matches!(kind, "proc" | "sysfs") { Resolve::NoLinks } else { Resolve::InRoot };
+    let resolve = if matches!(kind, "proc" | "sysfs") {
+        Resolve::NoLinks
+    } else {
+        Resolve::InRoot
+    };
     let mut data = Vec::new();
     if let Some(source) = mount.source() {
         data.push((c"source".to_owned(), Some(c_path(source)?)));
     }
     for (key, value) in &options.data {
-        data.push((string(field, key)?, value.as_ref().map(|value| string(field, value)).transpose()?));
+        data.push((
+            string(field, key)?,
+            value.as_ref().map(|value| string(field, value)).transpose()?,
+        ));
     }
     if let Some(label) = context.label
         && matches!(kind, "tmpfs" | "devpts" | "mqueue" | "ramfs")
@@ -169,28 +190,59 @@ fn bind(
     options: &MountOptions,
     context: &Context<'_>,
 ) -> Result<MountPlan, StartError> {
-    let source = mount.source().as_ref().ok_or_else(|| invalid(field, "a bind mount without a source"))?;
+    let source = mount
+        .source()
+        .as_ref()
+        .ok_or_else(|| invalid(field, "a bind mount without a source"))?;
     let source = context.bundle.join(source);
     if !options.data.is_empty() {
         let names: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
-        return Err(invalid(field, format!("unknown option of a bind mount: {}", names.join(","))));
+        return Err(invalid(
+            field,
+            format!("unknown option of a bind mount: {}", names.join(",")),
+        ));
     }
     let failed = |action: &'static str| {
         let path = source.clone();
-        move |error| StartError::Host { action, path: Some(path), source: error }
+        move |error| StartError::Host {
+            action,
+            path: Some(path),
+            source: error,
+        }
     };
     let tree = mount::clone_tree(path::here(), &c_path(&source)?, options.recursive_bind)
         .map_err(failed("open the source of a mount:"))?;
     let directory = path::stat(tree.as_fd()).map_err(failed("look at"))?.is_dir();
     let idmapped = idmap(field, &source, tree.as_fd(), mount, options, context)?;
-    mount::change(tree.as_fd(), Change { propagation: 0, ..options.recursive }, true)
-        .map_err(failed("set the options of"))?;
-    mount::change(tree.as_fd(), Change { propagation: 0, ..options.change }, false)
-        .map_err(failed("set the options of"))?;
+    mount::change(
+        tree.as_fd(),
+        Change {
+            propagation: 0,
+            ..options.recursive
+        },
+        true,
+    )
+    .map_err(failed("set the options of"))?;
+    mount::change(
+        tree.as_fd(),
+        Change {
+            propagation: 0,
+            ..options.change
+        },
+        false,
+    )
+    .map_err(failed("set the options of"))?;
     // Private unless asked: a container's mounts below a volume are nobody else's matter.
     let (propagation, recursive) = options.propagation.unwrap_or((libc::MS_PRIVATE, true));
-    mount::change(tree.as_fd(), Change { propagation, ..Change::default() }, recursive)
-        .map_err(failed("set the propagation of"))?;
+    mount::change(
+        tree.as_fd(),
+        Change {
+            propagation,
+            ..Change::default()
+        },
+        recursive,
+    )
+    .map_err(failed("set the propagation of"))?;
     drop(idmapped);
     Ok(MountPlan {
         target: target(mount.destination(), Resolve::InRoot, None)?,
@@ -231,7 +283,9 @@ fn idmap(
 }
 
 pub(super) fn maps(list: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
-    list.iter().map(|map| (map.container_id(), map.host_id(), map.size())).collect()
+    list.iter()
+        .map(|map| (map.container_id(), map.host_id(), map.size()))
+        .collect()
 }
 
 /// /dev: a tmpfs of ours with nodes made on the detached tree, so that they work in a user namespace too.
@@ -261,21 +315,32 @@ fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartEr
     path::umask(old);
     filled.map_err(host("fill /dev"))?;
     if options.change.set & mount::MOUNT_ATTR_RDONLY != 0 {
-        let change = Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() };
+        let change = Change {
+            set: mount::MOUNT_ATTR_RDONLY,
+            ..Change::default()
+        };
         mount::change(tree.as_fd(), change, false).map_err(host("make /dev read-only"))?;
     }
     Ok(tree)
 }
 
 fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
-    let node = |dir: BorrowedFd<'_>, name: &CString, mode: u32, device: u64, uid: u32, gid: u32| -> io::Result<()> {
-        path::mknod(dir, name, mode, device)?;
-        path::chown(dir, name, uid, gid)
-    };
+    let node =
+        |dir: BorrowedFd<'_>, name: &CString, mode: u32, device: u64, uid: u32, gid: u32| -> io::Result<()> {
+            path::mknod(dir, name, mode, device)?;
+            path::chown(dir, name, uid, gid)
+        };
     let own = |id: u32, root: u32| root.checked_add(id).ok_or(io::ErrorKind::InvalidInput);
     for (name, major, minor) in crate::defaults::DEVICES {
         let device = path::makedev(major, minor);
-        node(dev, &CString::new(name)?, libc::S_IFCHR | 0o666, device, context.root_uid, context.root_gid)?;
+        node(
+            dev,
+            &CString::new(name)?,
+            libc::S_IFCHR | 0o666,
+            device,
+            context.root_uid,
+            context.root_gid,
+        )?;
     }
     for (name, to) in [
         (c"fd", c"/proc/self/fd"),
@@ -292,24 +357,42 @@ fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
         path::chown(dev, name, context.root_uid, context.root_gid)?;
     }
     if context.terminal {
-        node(dev, &c"console".to_owned(), libc::S_IFREG | 0o600, 0, context.root_uid, context.root_gid)?;
+        node(
+            dev,
+            &c"console".to_owned(),
+            libc::S_IFREG | 0o600,
+            0,
+            context.root_uid,
+            context.root_gid,
+        )?;
     }
     for device in context.devices {
         let Ok(inside) = device.path().strip_prefix("/dev") else {
-            return Err(io::Error::other(format!("device {} is not in /dev", device.path().display())));
+            return Err(io::Error::other(format!(
+                "device {} is not in /dev",
+                device.path().display()
+            )));
         };
         let mut dir = path::open(dev, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
         let names: Vec<CString> = inside
             .components()
             .map(|part| CString::new(part.as_os_str().as_encoded_bytes()))
             .collect::<Result<_, _>>()?;
-        let Some((last, parents)) = names.split_last() else { continue };
+        let Some((last, parents)) = names.split_last() else {
+            continue;
+        };
         for name in parents {
             match path::mkdir(dir.as_fd(), name, 0o755) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            dir = path::open(dir.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
+            dir = path::open(
+                dir.as_fd(),
+                name,
+                libc::O_RDONLY | libc::O_DIRECTORY,
+                0,
+                Resolve::NoLinks,
+            )?;
         }
         let kind = match device.typ() {
             LinuxDeviceType::B => libc::S_IFBLK,
@@ -338,18 +421,41 @@ fn cgroup(
 ) -> Result<(), StartError> {
     let attributes = options.change.set;
     let whole = |path: &Path| target(path, Resolve::InRoot, None);
-    let attach = |plans: &mut Vec<MountPlan>, place: &Path, host: &Path, kind: &str, data: Vec<(CString, Option<CString>)>| {
+    let attach = |plans: &mut Vec<MountPlan>,
+                  place: &Path,
+                  host: &Path,
+                  kind: &str,
+                  data: Vec<(CString, Option<CString>)>| {
         let what = if context.cgroup_namespace {
-            What::New { fstype: string("mounts", kind)?, options: data, attributes, propagation: 0 }
+            What::New {
+                fstype: string("mounts", kind)?,
+                options: data,
+                attributes,
+                propagation: 0,
+            }
         } else {
             let directory = host.join(context.cgroup.path().strip_prefix("/").unwrap_or(Path::new("")));
-            let fail = |source| StartError::Host { action: "open", path: Some(directory.clone()), source };
+            let fail = |source| StartError::Host {
+                action: "open",
+                path: Some(directory.clone()),
+                source,
+            };
             let tree = mount::clone_tree(path::here(), &c_path(&directory)?, false).map_err(fail)?;
-            let change = Change { set: attributes, clear: 0, propagation: libc::MS_PRIVATE };
+            let change = Change {
+                set: attributes,
+                clear: 0,
+                propagation: libc::MS_PRIVATE,
+            };
             mount::change(tree.as_fd(), change, false).map_err(fail)?;
-            What::Tree { tree, directory: true }
+            What::Tree {
+                tree,
+                directory: true,
+            }
         };
-        plans.push(MountPlan { target: whole(place)?, what });
+        plans.push(MountPlan {
+            target: whole(place)?,
+            what,
+        });
         Ok::<(), StartError>(())
     };
     let destination = mount.destination();
@@ -384,7 +490,10 @@ fn cgroup(
                 plans.push(MountPlan {
                     target: whole(destination)?,
                     what: What::Change {
-                        change: Change { set: mount::MOUNT_ATTR_RDONLY, ..Change::default() },
+                        change: Change {
+                            set: mount::MOUNT_ATTR_RDONLY,
+                            ..Change::default()
+                        },
                         recursive: false,
                     },
                 });

@@ -1,8 +1,9 @@
 //! Mount options of the OCI configuration: what each means for the mount, and what is left for the file system.
 
 use sys::mount::{
-    Change, MOUNT_ATTR_ATIME_BITS, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME, MOUNT_ATTR_STRICTATIME,
+    Change, MOUNT_ATTR_ATIME_BITS, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME,
+    MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME,
+    MOUNT_ATTR_STRICTATIME,
 };
 
 use nix::libc;
@@ -87,7 +88,9 @@ pub(crate) fn parse(options: &[String]) -> MountOptions {
             "ridmap" => parsed.idmap = Some(true),
             "tmpcopyup" => parsed.copy_up = true,
             name if attribute(name, &mut parsed.change) => {}
-            name if name.strip_prefix('r').is_some_and(|rest| attribute(rest, &mut parsed.recursive)) => {}
+            name if name
+                .strip_prefix('r')
+                .is_some_and(|rest| attribute(rest, &mut parsed.recursive)) => {}
             other => parsed.data.push(match other.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                 None => (other.to_owned(), None),
@@ -102,7 +105,12 @@ mod tests {
     use super::*;
 
     fn of(options: &[&str]) -> MountOptions {
-        parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        parse(
+            &options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -116,13 +124,24 @@ mod tests {
 
     #[test]
     fn recursive_attributes_and_data_are_told_apart() {
-        let options = of(&["rbind", "rro", "rnosuid", "rslave", "size=64k", "newinstance", "ridmap"]);
+        let options = of(&[
+            "rbind",
+            "rro",
+            "rnosuid",
+            "rslave",
+            "size=64k",
+            "newinstance",
+            "ridmap",
+        ]);
         assert!(options.bind && options.recursive_bind);
         assert_eq!(options.recursive.set, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
         assert_eq!(options.change, Change::default());
         assert_eq!(options.propagation, Some((libc::MS_SLAVE, true)));
         assert_eq!(options.idmap, Some(true));
-        assert_eq!(options.data, [("size".into(), Some("64k".into())), ("newinstance".into(), None)]);
+        assert_eq!(
+            options.data,
+            [("size".into(), Some("64k".into())), ("newinstance".into(), None)]
+        );
         // `relatime` is no recursive `elatime`, `rw` no recursive `w`.
         assert_eq!(of(&["relatime"]).change.set, MOUNT_ATTR_RELATIME);
         assert!(of(&["rw"]).data.is_empty());

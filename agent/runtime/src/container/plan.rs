@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxNamespaceType, LinuxPersonalityDomain, LinuxSeccomp, PosixRlimitType, Process,
+    Linux, LinuxCapabilities, LinuxNamespaceType, LinuxPersonalityDomain, LinuxSeccomp, PosixRlimitType,
+    Process,
 };
 use sys::cred::{self, CapSets, Rlimit};
 use sys::path::{self, Resolve};
@@ -24,7 +25,10 @@ use crate::seccomp;
 use crate::spec::{ContainerSpec, IdRange, Rootfs};
 
 fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
-    StartError::Invalid { field: field.into(), reason: reason.into() }
+    StartError::Invalid {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 /// Namespaces in the order of joining: a user namespace last, as setns of the others takes rights over their owners.
@@ -57,14 +61,23 @@ pub(super) fn plan(
     options: &Options<'_>,
 ) -> Result<Plan, StartError> {
     let config = &spec.config;
-    let process = config.process().as_ref().ok_or_else(|| invalid("process", "missing"))?;
-    let linux = config.linux().as_ref().ok_or_else(|| invalid("linux", "missing"))?;
+    let process = config
+        .process()
+        .as_ref()
+        .ok_or_else(|| invalid("process", "missing"))?;
+    let linux = config
+        .linux()
+        .as_ref()
+        .ok_or_else(|| invalid("linux", "missing"))?;
     refuse_unsupported(linux)?;
     let here = PathBuf::from(".");
     let bundle = options.bundle.unwrap_or(&here);
     let namespaces = namespaces(linux, sandbox)?;
     if namespaces.made & libc::CLONE_NEWNS as u64 == 0 {
-        return Err(invalid("linux.namespaces", "a container needs a mount namespace of its own"));
+        return Err(invalid(
+            "linux.namespaces",
+            "a container needs a mount namespace of its own",
+        ));
     }
     let label = linux.mount_label().as_deref().filter(|_| selinux_enabled());
     let users = namespaces.user.as_ref().map(AsFd::as_fd);
@@ -81,7 +94,11 @@ pub(super) fn plan(
     let cgroup_namespace = namespaces.made & libc::CLONE_NEWCGROUP as u64 != 0;
     let made = namespaces.made & !(libc::CLONE_NEWCGROUP as u64);
     let own = |kind: i32| made & kind as u64 != 0;
-    let network = own(libc::CLONE_NEWNET) || namespaces.joins.iter().any(|(_, kind)| *kind == libc::CLONE_NEWNET);
+    let network = own(libc::CLONE_NEWNET)
+        || namespaces
+            .joins
+            .iter()
+            .any(|(_, kind)| *kind == libc::CLONE_NEWNET);
     let context = Context {
         users,
         root_uid: namespaces.root.0,
@@ -101,16 +118,22 @@ pub(super) fn plan(
     let mut sysctls = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
         let field = || format!("linux.sysctl.{name}");
-        let kind = sandbox::sysctl_namespace(name).ok_or_else(|| invalid(field(), "not a sysctl of a container's own"))?;
+        let kind = sandbox::sysctl_namespace(name)
+            .ok_or_else(|| invalid(field(), "not a sysctl of a container's own"))?;
         if !own(kind) {
             return Err(invalid(field(), "its namespace is not the container's own"));
         }
-        sysctls.push((c_string(&field(), &sandbox::sysctl_path(name))?, c_string(&field(), value)?));
+        sysctls.push((
+            c_string(&field(), &sandbox::sysctl_path(name))?,
+            c_string(&field(), value)?,
+        ));
     }
     let name = |field: &str, name: &Option<String>| -> Result<Option<CString>, StartError> {
         match name.as_deref().filter(|name| !name.is_empty()) {
             None => Ok(None),
-            Some(_) if !own(libc::CLONE_NEWUTS) => Err(invalid(field, "needs a UTS namespace of the container's own")),
+            Some(_) if !own(libc::CLONE_NEWUTS) => {
+                Err(invalid(field, "needs a UTS namespace of the container's own"))
+            }
             Some(name) => c_string(field, name).map(Some),
         }
     };
@@ -124,7 +147,11 @@ pub(super) fn plan(
         mounts,
         masked: covered(linux.masked_paths())?,
         readonly: covered(linux.readonly_paths())?,
-        readonly_root: config.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
+        readonly_root: config
+            .root()
+            .as_ref()
+            .and_then(oci_spec::runtime::Root::readonly)
+            .unwrap_or(false),
         propagation: propagation(linux.rootfs_propagation().as_deref())?,
         loopback: own(libc::CLONE_NEWNET),
         hostname: name("hostname", config.hostname())?,
@@ -132,7 +159,14 @@ pub(super) fn plan(
         sysctls,
         hooks: false,
     };
-    let mut plan = plan_process(process, linux.seccomp().as_ref(), cgroup, stdio, options, environment_home)?;
+    let mut plan = plan_process(
+        process,
+        linux.seccomp().as_ref(),
+        cgroup,
+        stdio,
+        options,
+        environment_home,
+    )?;
     if let Some(personality) = linux.personality() {
         plan.process.personality = Some(match personality.domain() {
             LinuxPersonalityDomain::PerLinux => 0,
@@ -155,8 +189,20 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), StartError> {
     let given = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
+        (
+            "linux.timeOffsets",
+            linux
+                .time_offsets()
+                .as_ref()
+                .is_some_and(|offsets| !offsets.is_empty()),
+        ),
+        (
+            "linux.netDevices",
+            linux
+                .net_devices()
+                .as_ref()
+                .is_some_and(|devices| !devices.is_empty()),
+        ),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(invalid(field, "not supported")),
@@ -165,8 +211,13 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), StartError> {
 }
 
 fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, StartError> {
-    let mut found =
-        Namespaces { joins: Vec::new(), user: None, root: (0, 0), range: None, made: 0 };
+    let mut found = Namespaces {
+        joins: Vec::new(),
+        user: None,
+        root: (0, 0),
+        range: None,
+        made: 0,
+    };
     let listed = linux.namespaces().as_deref().unwrap_or_default();
     for (index, one) in listed.iter().enumerate() {
         if listed[..index].iter().any(|other| other.typ() == one.typ()) {
@@ -187,12 +238,18 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
                 Some(path) => Some(open_namespace(path)?),
                 None if kind == LinuxNamespaceType::User => {
                     if sandbox.is_some_and(|sandbox| sandbox.user().is_some()) {
-                        return Err(invalid("linux.namespaces", "the pod has a user namespace already"));
+                        return Err(invalid(
+                            "linux.namespaces",
+                            "the pod has a user namespace already",
+                        ));
                     }
                     let uids = maps(linux.uid_mappings().as_deref().unwrap_or_default());
                     let gids = maps(linux.gid_mappings().as_deref().unwrap_or_default());
                     if uids.is_empty() || gids.is_empty() {
-                        return Err(invalid("linux.uidMappings", "a new user namespace needs uid and gid mappings"));
+                        return Err(invalid(
+                            "linux.uidMappings",
+                            "a new user namespace needs uid and gid mappings",
+                        ));
                     }
                     found.root = (host_id(&uids)?, host_id(&gids)?);
                     if let [(0, start, count)] = uids[..] {
@@ -245,7 +302,12 @@ fn propagation(name: Option<&str>) -> Result<u64, StartError> {
     Ok(match name.unwrap_or_default() {
         "" | "rslave" | "slave" | "shared" | "rshared" => libc::MS_SLAVE,
         "private" | "rprivate" | "unbindable" | "runbindable" => libc::MS_PRIVATE,
-        other => return Err(invalid("linux.rootfsPropagation", format!("unknown value {other:?}"))),
+        other => {
+            return Err(invalid(
+                "linux.rootfsPropagation",
+                format!("unknown value {other:?}"),
+            ));
+        }
     })
 }
 
@@ -267,18 +329,29 @@ fn has_variable(process: &Process, name: &str) -> bool {
 
 fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
     let env = process.env().as_deref().unwrap_or_default();
-    env.iter().rev().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// The image's word for a user's home; "/" when it has none.
 fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String, StartError> {
     let fallback = "/".to_owned();
-    let file = match path::open(root, c"etc/passwd", libc::O_RDONLY | libc::O_NONBLOCK, 0, Resolve::InRoot) {
+    let file = match path::open(
+        root,
+        c"etc/passwd",
+        libc::O_RDONLY | libc::O_NONBLOCK,
+        0,
+        Resolve::InRoot,
+    ) {
         Ok(file) => file,
         // No such file, or one that cannot be what it says: the image's own fault and no reason to refuse it.
         Err(_) => return Ok(fallback),
     };
-    if !path::stat(file.as_fd()).map_err(host("look at /etc/passwd"))?.is_file() {
+    if !path::stat(file.as_fd())
+        .map_err(host("look at /etc/passwd"))?
+        .is_file()
+    {
         return Ok(fallback);
     }
     let mut text = Vec::new();
@@ -290,7 +363,9 @@ fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String, StartError> {
         let id: u32 = fields.nth(2)?.parse().ok()?;
         (id == uid).then(|| fields.nth(1)).flatten()
     });
-    Ok(found.filter(|home| home.starts_with('/')).map_or(fallback, str::to_owned))
+    Ok(found
+        .filter(|home| home.starts_with('/'))
+        .map_or(fallback, str::to_owned))
 }
 
 /// Of a file that the image controls.
@@ -399,11 +474,14 @@ fn candidates(process: &Process, program: &str) -> Result<Vec<CString>, StartErr
 
 /// What to write, unless it is what we have already.
 fn oom_score_adj(process: &Process) -> Result<Option<CString>, StartError> {
-    let Some(value) = process.oom_score_adj() else { return Ok(None) };
+    let Some(value) = process.oom_score_adj() else {
+        return Ok(None);
+    };
     if !(-1000..=1000).contains(&value) {
         return Err(invalid("process.oomScoreAdj", "must be -1000 to 1000"));
     }
-    let own = fs::read_to_string("/proc/self/oom_score_adj").map_err(host("read /proc/self/oom_score_adj"))?;
+    let own =
+        fs::read_to_string("/proc/self/oom_score_adj").map_err(host("read /proc/self/oom_score_adj"))?;
     if own.trim() == value.to_string() {
         return Ok(None);
     }
@@ -421,7 +499,10 @@ fn capabilities(sets: Option<&LinuxCapabilities>) -> Result<Bits, StartError> {
     let effective = mask(sets.and_then(|sets| sets.effective().as_ref()));
     let ambient = mask(sets.and_then(|sets| sets.ambient().as_ref()));
     if effective & !permitted != 0 {
-        return Err(invalid("process.capabilities.effective", "has what is not in permitted"));
+        return Err(invalid(
+            "process.capabilities.effective",
+            "has what is not in permitted",
+        ));
     }
     let mut unbound = Vec::new();
     let mut have = 0u64;
@@ -441,12 +522,23 @@ fn capabilities(sets: Option<&LinuxCapabilities>) -> Result<Bits, StartError> {
     let missing = (bounding | permitted) & !have;
     if missing != 0 {
         let names = capability::names(missing).join(", ");
-        return Err(invalid("process.capabilities", format!("this machine's runtime has no {names} to give")));
+        return Err(invalid(
+            "process.capabilities",
+            format!("this machine's runtime has no {names} to give"),
+        ));
     }
     // Ambient needs both; a set that lacks one of them has none to raise.
     let ambient = ambient & permitted & inheritable;
     let ambient = (0..64).filter(|bit| ambient & 1 << bit != 0).collect();
-    Ok((CapSets { effective, permitted, inheritable }, unbound, ambient))
+    Ok((
+        CapSets {
+            effective,
+            permitted,
+            inheritable,
+        },
+        unbound,
+        ambient,
+    ))
 }
 
 /// Hard limits to raise with the host's rights, and all limits as they are to be in the end.
@@ -454,7 +546,10 @@ fn limits(process: &Process) -> Result<(Vec<Rlimit>, Vec<Rlimit>), StartError> {
     let mut raise = Vec::new();
     let mut limits: Vec<Rlimit> = Vec::new();
     for limit in process.rlimits().iter().flatten() {
-        let resource = RESOURCES.iter().find(|(kind, _, _)| *kind == limit.typ()).map_or(u32::MAX, |(_, number, _)| *number);
+        let resource = RESOURCES
+            .iter()
+            .find(|(kind, _, _)| *kind == limit.typ())
+            .map_or(u32::MAX, |(_, number, _)| *number);
         let field = format!("process.rlimits.{}", rlimit_name(resource));
         if limits.iter().any(|other| other.resource == resource) {
             return Err(invalid(field, "given twice"));
@@ -463,9 +558,16 @@ fn limits(process: &Process) -> Result<(Vec<Rlimit>, Vec<Rlimit>), StartError> {
             return Err(invalid(field, "the soft limit is above the hard one"));
         }
         let now = cred::getrlimit(resource).map_err(host("read a resource limit"))?;
-        let wanted = Rlimit { resource, soft: limit.soft(), hard: limit.hard() };
+        let wanted = Rlimit {
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        };
         if wanted.hard > now.hard {
-            raise.push(Rlimit { hard: wanted.hard, ..now });
+            raise.push(Rlimit {
+                hard: wanted.hard,
+                ..now
+            });
         }
         limits.push(wanted);
     }
@@ -480,37 +582,77 @@ const RESOURCES: [(PosixRlimitType, u32, &str); 16] = [
     (PosixRlimitType::RlimitCore, libc::RLIMIT_CORE, "RLIMIT_CORE"),
     (PosixRlimitType::RlimitRss, libc::RLIMIT_RSS, "RLIMIT_RSS"),
     (PosixRlimitType::RlimitNproc, libc::RLIMIT_NPROC, "RLIMIT_NPROC"),
-    (PosixRlimitType::RlimitNofile, libc::RLIMIT_NOFILE, "RLIMIT_NOFILE"),
-    (PosixRlimitType::RlimitMemlock, libc::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK"),
+    (
+        PosixRlimitType::RlimitNofile,
+        libc::RLIMIT_NOFILE,
+        "RLIMIT_NOFILE",
+    ),
+    (
+        PosixRlimitType::RlimitMemlock,
+        libc::RLIMIT_MEMLOCK,
+        "RLIMIT_MEMLOCK",
+    ),
     (PosixRlimitType::RlimitAs, libc::RLIMIT_AS, "RLIMIT_AS"),
     (PosixRlimitType::RlimitLocks, libc::RLIMIT_LOCKS, "RLIMIT_LOCKS"),
-    (PosixRlimitType::RlimitSigpending, libc::RLIMIT_SIGPENDING, "RLIMIT_SIGPENDING"),
-    (PosixRlimitType::RlimitMsgqueue, libc::RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE"),
+    (
+        PosixRlimitType::RlimitSigpending,
+        libc::RLIMIT_SIGPENDING,
+        "RLIMIT_SIGPENDING",
+    ),
+    (
+        PosixRlimitType::RlimitMsgqueue,
+        libc::RLIMIT_MSGQUEUE,
+        "RLIMIT_MSGQUEUE",
+    ),
     (PosixRlimitType::RlimitNice, libc::RLIMIT_NICE, "RLIMIT_NICE"),
-    (PosixRlimitType::RlimitRtprio, libc::RLIMIT_RTPRIO, "RLIMIT_RTPRIO"),
-    (PosixRlimitType::RlimitRttime, libc::RLIMIT_RTTIME, "RLIMIT_RTTIME"),
+    (
+        PosixRlimitType::RlimitRtprio,
+        libc::RLIMIT_RTPRIO,
+        "RLIMIT_RTPRIO",
+    ),
+    (
+        PosixRlimitType::RlimitRttime,
+        libc::RLIMIT_RTTIME,
+        "RLIMIT_RTTIME",
+    ),
 ];
 
 /// The name of a limit, for messages.
 pub(super) fn rlimit_name(resource: u32) -> &'static str {
-    RESOURCES.iter().find(|(_, number, _)| *number == resource).map_or("?", |(_, _, name)| name)
+    RESOURCES
+        .iter()
+        .find(|(_, number, _)| *number == resource)
+        .map_or("?", |(_, _, name)| name)
 }
 
 /// The labels that the process gets at its exec. Where a security module is off there is nothing that could enforce one:
 /// an SELinux label is then left out, as every runtime does; an AppArmor profile that was asked for is refused.
 fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
     let mut labels = Vec::new();
-    if let Some(label) = process.selinux_label().as_deref().filter(|label| !label.is_empty())
+    if let Some(label) = process
+        .selinux_label()
+        .as_deref()
+        .filter(|label| !label.is_empty())
         && selinux_enabled()
     {
-        labels.push((c"thread-self/attr/exec".to_owned(), c_string("process.selinuxLabel", label)?));
+        labels.push((
+            c"thread-self/attr/exec".to_owned(),
+            c_string("process.selinuxLabel", label)?,
+        ));
     }
-    if let Some(profile) = process.apparmor_profile().as_deref().filter(|name| !name.is_empty()) {
+    if let Some(profile) = process
+        .apparmor_profile()
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    {
         if apparmor_enabled() {
             let value = c_string("process.apparmorProfile", &format!("exec {profile}"))?;
             labels.push((c"thread-self/attr/apparmor/exec".to_owned(), value));
         } else if profile != "unconfined" {
-            return Err(invalid("process.apparmorProfile", "AppArmor is not enabled on this machine"));
+            return Err(invalid(
+                "process.apparmorProfile",
+                "AppArmor is not enabled on this machine",
+            ));
         }
     }
     Ok(labels)

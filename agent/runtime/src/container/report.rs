@@ -100,7 +100,11 @@ pub(crate) struct Failure {
 
 /// Names the step of a failed call.
 pub(crate) fn at<T>(step: Step, index: usize, result: io::Result<T>) -> Result<T, Failure> {
-    result.map_err(|error| Failure { step, index: index as u32, errno: error.raw_os_error().unwrap_or(EIO) })
+    result.map_err(|error| Failure {
+        step,
+        index: index as u32,
+        errno: error.raw_os_error().unwrap_or(EIO),
+    })
 }
 
 const EIO: i32 = nix::errno::Errno::EIO as i32;
@@ -166,7 +170,9 @@ impl Record {
         let mut bytes = [0; RECORD_BYTES];
         match sys::fd::read(socket, &mut bytes)? {
             0 => Ok(None),
-            RECORD_BYTES => Self::decode(bytes).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+            RECORD_BYTES => Self::decode(bytes)
+                .map(Some)
+                .ok_or_else(|| io::ErrorKind::InvalidData.into()),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -180,7 +186,11 @@ mod tests {
     fn records_survive_the_socket() {
         for (number, step) in Step::ALL.into_iter().enumerate() {
             assert_eq!(step as usize, number, "the table is in the order of the enum");
-            let record = Record::Failed(Failure { step, index: 7, errno: 13 });
+            let record = Record::Failed(Failure {
+                step,
+                index: 7,
+                errno: 13,
+            });
             assert_eq!(Record::decode(record.encode()), Some(record));
         }
         for record in [Record::Pid(4711), Record::Hooks, Record::Ready, Record::Exec] {

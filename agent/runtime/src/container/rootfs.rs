@@ -21,18 +21,29 @@ use crate::spec::IdRange;
 const LOWERS_MAX: usize = 500;
 
 pub(crate) fn c_path(path: &Path) -> Result<CString, StartError> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| StartError::Invalid { field: path.display().to_string(), reason: "NUL byte in a path".into() })
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| StartError::Invalid {
+        field: path.display().to_string(),
+        reason: "NUL byte in a path".into(),
+    })
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
-    move |source| StartError::Host { action, path: Some(path.to_owned()), source }
+    move |source| StartError::Host {
+        action,
+        path: Some(path.to_owned()),
+        source,
+    }
 }
 
 /// A detached, private copy of the directory's mount and all below.
 pub(crate) fn bundle(directory: &Path) -> Result<OwnedFd, StartError> {
-    if !fs::metadata(directory).map_err(failed("open the root file system", directory))?.is_dir() {
-        return Err(failed("open the root file system", directory)(io::Error::from_raw_os_error(libc::ENOTDIR)));
+    if !fs::metadata(directory)
+        .map_err(failed("open the root file system", directory))?
+        .is_dir()
+    {
+        return Err(failed("open the root file system", directory)(
+            io::Error::from_raw_os_error(libc::ENOTDIR),
+        ));
     }
     let tree = mount::clone_tree(path::here(), &c_path(directory)?, true)
         .map_err(failed("open the root file system", directory))?;
@@ -42,7 +53,14 @@ pub(crate) fn bundle(directory: &Path) -> Result<OwnedFd, StartError> {
 
 /// Nothing that is mounted below may show on the host.
 pub(crate) fn private(tree: BorrowedFd<'_>) -> io::Result<()> {
-    mount::change(tree, Change { propagation: libc::MS_PRIVATE, ..Change::default() }, true)
+    mount::change(
+        tree,
+        Change {
+            propagation: libc::MS_PRIVATE,
+            ..Change::default()
+        },
+        true,
+    )
 }
 
 /// An overlay, `volatile`: without it every end of a container syncs the whole disk beneath. Whoever keeps `upper` must
@@ -62,7 +80,8 @@ pub(crate) fn overlay(
     }
     let mut layers = Vec::with_capacity(lowers.len());
     for lower in lowers {
-        let tree = mount::clone_tree(path::here(), &c_path(lower)?, false).map_err(failed("open the layer", lower))?;
+        let tree = mount::clone_tree(path::here(), &c_path(lower)?, false)
+            .map_err(failed("open the layer", lower))?;
         private(tree.as_fd()).map_err(failed("open the layer", lower))?;
         if let Some((users, range)) = users
             && !shifted(lower, range)?
@@ -79,8 +98,13 @@ pub(crate) fn overlay(
     let directory = fs::File::open(upper).map_err(failed("open the upper layer", upper))?;
     path::chown(directory.as_fd(), c"", root, root).map_err(failed("give away the upper layer", upper))?;
     // "/" shows with the upper directory's mode; the topmost layer's is what the image means.
-    let mode = fs::metadata(&lowers[0]).map_err(failed("open the layer", &lowers[0]))?.mode() & 0o7777;
-    directory.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", upper))?;
+    let mode = fs::metadata(&lowers[0])
+        .map_err(failed("open the layer", &lowers[0]))?
+        .mode()
+        & 0o7777;
+    directory
+        .set_permissions(fs::Permissions::from_mode(mode))
+        .map_err(failed("set the mode of", upper))?;
     let attributes = 0;
     match by_descriptors(&layers, upper, work, label, attributes) {
         Ok(tree) => Ok(tree),
@@ -97,7 +121,9 @@ pub(crate) fn overlay(
 
 /// Whether a layer's files already belong to the pod's ids: the agent's copy for file systems without idmapped mounts.
 fn shifted(lower: &Path, range: Option<IdRange>) -> Result<bool, StartError> {
-    let owner = fs::metadata(lower).map_err(failed("open the layer", lower))?.uid();
+    let owner = fs::metadata(lower)
+        .map_err(failed("open the layer", lower))?
+        .uid();
     Ok(range.is_some_and(|range| owner == range.start))
 }
 
@@ -129,14 +155,23 @@ fn by_descriptors(
 
 /// The way of older kernels: a child attaches the layers in a mount namespace of its own, mounts by path, and hands a
 /// detached copy back.
-fn by_paths(layers: &[OwnedFd], upper: &Path, work: &Path, label: Option<&str>) -> Result<OwnedFd, StartError> {
+fn by_paths(
+    layers: &[OwnedFd],
+    upper: &Path,
+    work: &Path,
+    label: Option<&str>,
+) -> Result<OwnedFd, StartError> {
+    let writable = [c_path(upper)?, c_path(work)?];
     let upper = fs::File::open(upper).map_err(failed("open the upper layer", upper))?;
     let work = fs::File::open(work).map_err(failed("open the work directory", work))?;
     let fd = |file: BorrowedFd<'_>| std::os::fd::AsRawFd::as_raw_fd(&file);
     let mut names = Vec::with_capacity(layers.len());
     let mut lowerdir = String::new();
     for (index, layer) in layers.iter().enumerate() {
-        names.push(CString::new(index.to_string()).map_err(|_| host("make an overlay")(io::ErrorKind::InvalidInput.into()))?);
+        names.push(
+            CString::new(index.to_string())
+                .map_err(|_| host("make an overlay")(io::ErrorKind::InvalidInput.into()))?,
+        );
         if index > 0 {
             lowerdir.push(':');
         }
@@ -156,18 +191,29 @@ fn by_paths(layers: &[OwnedFd], upper: &Path, work: &Path, label: Option<&str>) 
             reason: format!("{} layers are too many for this kernel", layers.len()),
         });
     }
-    let options = CString::new(options)
-        .map_err(|_| StartError::Invalid { field: "linux.mountLabel".into(), reason: "NUL byte".into() })?;
+    let options = CString::new(options).map_err(|_| StartError::Invalid {
+        field: "linux.mountLabel".into(),
+        reason: "NUL byte".into(),
+    })?;
     let (ours, theirs) = socket::seqpacket_pair().map_err(host("make a socket pair"))?;
     let body = || {
-        let made = scratch(layers, &names, &options);
+        let made = reopen(&writable[0], upper.as_fd())
+            .and_then(|()| reopen(&writable[1], work.as_fd()))
+            .and_then(|()| scratch(layers, &names, &options));
         let sent = match made {
             Ok(tree) => socket::send_fds(theirs.as_fd(), &0i32.to_le_bytes(), &[tree.as_fd()]),
-            Err(error) => socket::send(theirs.as_fd(), &error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes()),
+            Err(error) => socket::send(
+                theirs.as_fd(),
+                &error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes(),
+            ),
         };
         i32::from(sent.is_err())
     };
-    let args = CloneArgs { flags: libc::CLONE_NEWNS as u64, exit_signal: libc::SIGCHLD, cgroup: None };
+    let args = CloneArgs {
+        flags: libc::CLONE_NEWNS as u64,
+        exit_signal: libc::SIGCHLD,
+        cgroup: None,
+    };
     let pid = process::spawn(args, body).map_err(host("start a helper process"))?;
     drop(theirs);
     let mut errno = [0; 4];
@@ -175,13 +221,27 @@ fn by_paths(layers: &[OwnedFd], upper: &Path, work: &Path, label: Option<&str>) 
     process::wait_pid(pid).map_err(host("end a helper process"))?;
     match answer.map_err(host("hear from a helper process"))? {
         (4, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
-        (4, _) => Err(host("make an overlay")(io::Error::from_raw_os_error(i32::from_le_bytes(errno)))),
+        (4, _) => Err(host("make an overlay")(io::Error::from_raw_os_error(
+            i32::from_le_bytes(errno),
+        ))),
         _ => Err(host("make an overlay")(io::ErrorKind::UnexpectedEof.into())),
     }
 }
 
 /// mount(2): its options are at most one page.
 const OPTIONS_MAX: usize = 4096;
+
+/// Puts the directory, as this mount namespace has it, at the number of one opened elsewhere, which overlayfs refuses.
+fn reopen(path: &CString, number: BorrowedFd<'_>) -> io::Result<()> {
+    let own = path::open(
+        path::here(),
+        path,
+        libc::O_RDONLY | libc::O_DIRECTORY,
+        0,
+        Resolve::Free,
+    )?;
+    sys::fd::dup_onto(own.as_fd(), std::os::fd::AsRawFd::as_raw_fd(&number))
+}
 
 /// In a mount namespace of its own, without allocating.
 fn scratch(layers: &[OwnedFd], names: &[CString], options: &CString) -> io::Result<OwnedFd> {
@@ -190,7 +250,13 @@ fn scratch(layers: &[OwnedFd], names: &[CString], options: &CString) -> io::Resu
     mount::attach_at(scratch.as_fd(), super::PLACE)?;
     for (layer, name) in layers.iter().zip(names) {
         path::mkdir(scratch.as_fd(), name, 0o700)?;
-        let place = path::open(scratch.as_fd(), name, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
+        let place = path::open(
+            scratch.as_fd(),
+            name,
+            libc::O_PATH | libc::O_DIRECTORY,
+            0,
+            Resolve::NoLinks,
+        )?;
         mount::attach(layer.as_fd(), place.as_fd())?;
     }
     path::mkdir(scratch.as_fd(), c"root", 0o700)?;
@@ -218,7 +284,10 @@ mod tests {
         fs::write(lowers[1].join("a"), "bottom").unwrap();
         fs::write(lowers[1].join("b"), "bottom").unwrap();
         for way in ["descriptors", "paths"] {
-            let (upper, work) = (directory(temp.path(), &format!("{way}-u")), directory(temp.path(), &format!("{way}-w")));
+            let (upper, work) = (
+                directory(temp.path(), &format!("{way}-u")),
+                directory(temp.path(), &format!("{way}-w")),
+            );
             let layers: Vec<OwnedFd> = lowers
                 .iter()
                 .map(|lower| mount::clone_tree(path::here(), &c_path(lower).unwrap(), false).unwrap())
@@ -230,7 +299,11 @@ mod tests {
             .unwrap();
             for (name, content) in [(c"a", "top"), (c"b", "bottom")] {
                 let file = path::open(tree.as_fd(), name, libc::O_RDONLY, 0, Resolve::NoLinks).unwrap();
-                assert_eq!(io::read_to_string(fs::File::from(file)).unwrap(), content, "{way}");
+                assert_eq!(
+                    io::read_to_string(fs::File::from(file)).unwrap(),
+                    content,
+                    "{way}"
+                );
             }
         }
     }

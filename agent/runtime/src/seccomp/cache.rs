@@ -20,12 +20,23 @@ const SUFFIX: &str = "bpf";
 const HASH_BYTES: usize = 32;
 
 fn key(profile: &LinuxSeccomp) -> Result<String, SeccompError> {
-    let fail = |source| SeccompError::Io { action: "name the profile", source };
+    let fail = |source| SeccompError::Io {
+        action: "name the profile",
+        source,
+    };
     let text = serde_json::to_vec(profile).map_err(|error| fail(io::Error::other(error)))?;
     let kernel = fs::read("/proc/sys/kernel/osrelease").map_err(fail)?;
-    let library = libseccomp::ScmpVersion::current().map(|version| version.to_string()).unwrap_or_default();
+    let library = libseccomp::ScmpVersion::current()
+        .map(|version| version.to_string())
+        .unwrap_or_default();
     let mut hash = Sha256::new();
-    for part in [&VERSION.to_le_bytes()[..], &text, &kernel, library.as_bytes(), std::env::consts::ARCH.as_bytes()] {
+    for part in [
+        &VERSION.to_le_bytes()[..],
+        &text,
+        &kernel,
+        library.as_bytes(),
+        std::env::consts::ARCH.as_bytes(),
+    ] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -33,7 +44,10 @@ fn key(profile: &LinuxSeccomp) -> Result<String, SeccompError> {
 }
 
 /// From the directory, or compiled and then kept there.
-pub(super) fn get_or_compile(profile: &LinuxSeccomp, directory: &Path) -> Result<Vec<Instruction>, SeccompError> {
+pub(super) fn get_or_compile(
+    profile: &LinuxSeccomp,
+    directory: &Path,
+) -> Result<Vec<Instruction>, SeccompError> {
     let key = key(profile)?;
     let path = directory.join(format!("{key}.{SUFFIX}"));
     match fs::read(&path) {
@@ -43,16 +57,26 @@ pub(super) fn get_or_compile(profile: &LinuxSeccomp, directory: &Path) -> Result
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(SeccompError::Io { action: "read a compiled filter", source }),
+        Err(source) => {
+            return Err(SeccompError::Io {
+                action: "read a compiled filter",
+                source,
+            });
+        }
     }
     let program = compile::compile(profile)?;
-    keep(directory, &path, &key, &program).map_err(|source| SeccompError::Io { action: "keep a compiled filter", source })?;
+    keep(directory, &path, &key, &program).map_err(|source| SeccompError::Io {
+        action: "keep a compiled filter",
+        source,
+    })?;
     Ok(program)
 }
 
 fn checked(bytes: &[u8]) -> Option<Vec<Instruction>> {
     let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH_BYTES)?)?;
-    (Sha256::digest(body)[..] == *hash).then(|| compile::decode(body)).flatten()
+    (Sha256::digest(body)[..] == *hash)
+        .then(|| compile::decode(body))
+        .flatten()
 }
 
 fn keep(directory: &Path, path: &Path, key: &str, program: &[Instruction]) -> io::Result<()> {
@@ -74,7 +98,10 @@ fn forget_oldest(directory: &Path) -> io::Result<()> {
     let mut files: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if Path::new(&entry.file_name()).extension().is_some_and(|suffix| suffix == SUFFIX) {
+        if Path::new(&entry.file_name())
+            .extension()
+            .is_some_and(|suffix| suffix == SUFFIX)
+        {
             files.push((entry.metadata()?.modified()?, entry.path()));
         }
     }
@@ -96,9 +123,13 @@ mod tests {
 
     fn small(errno: u32) -> LinuxSeccomp {
         let mut rule = LinuxSyscall::default();
-        rule.set_names(vec!["ptrace".into()]).set_action(LinuxSeccompAction::ScmpActErrno).set_errno_ret(Some(errno));
+        rule.set_names(vec!["ptrace".into()])
+            .set_action(LinuxSeccompAction::ScmpActErrno)
+            .set_errno_ret(Some(errno));
         let mut profile = LinuxSeccomp::default();
-        profile.set_default_action(LinuxSeccompAction::ScmpActAllow).set_syscalls(Some(vec![rule]));
+        profile
+            .set_default_action(LinuxSeccompAction::ScmpActAllow)
+            .set_syscalls(Some(vec![rule]));
         profile
     }
 
@@ -106,7 +137,12 @@ mod tests {
     fn damaged_file_is_compiled_anew() {
         let directory = tempfile::tempdir().unwrap();
         let program = get_or_compile(&small(1), directory.path()).unwrap();
-        let path = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+        let path = fs::read_dir(directory.path())
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
         let whole = fs::read(&path).unwrap();
         for length in [0, 8, whole.len() - 1] {
             fs::write(&path, &whole[..length]).unwrap();

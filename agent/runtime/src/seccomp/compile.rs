@@ -13,7 +13,10 @@ use sys::seccomp::{INSTRUCTIONS_MAX, Instruction};
 use super::SeccompError;
 
 fn invalid(field: impl Into<String>, reason: impl Into<String>) -> SeccompError {
-    SeccompError::Invalid { field: field.into(), reason: reason.into() }
+    SeccompError::Invalid {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 fn library(action: impl Into<String>) -> impl FnOnce(libseccomp::error::SeccompError) -> SeccompError {
@@ -36,7 +39,10 @@ pub(super) fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
         };
     }
     if profile.listener_path().is_some() {
-        return Err(invalid("linux.seccomp.listenerPath", "notifications are not supported"));
+        return Err(invalid(
+            "linux.seccomp.listenerPath",
+            "notifications are not supported",
+        ));
     }
     Ok(bits)
 }
@@ -51,12 +57,17 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
         LinuxSeccompAction::ScmpActErrno => ScmpAction::Errno(errno.unwrap_or(EPERM) as i32),
         LinuxSeccompAction::ScmpActTrace => {
             let value = u16::try_from(errno.unwrap_or(EPERM));
-            ScmpAction::Trace(value.map_err(|_| invalid("linux.seccomp", "errnoRet of SCMP_ACT_TRACE is too large"))?)
+            ScmpAction::Trace(
+                value.map_err(|_| invalid("linux.seccomp", "errnoRet of SCMP_ACT_TRACE is too large"))?,
+            )
         }
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
         LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
         LinuxSeccompAction::ScmpActNotify => {
-            return Err(invalid("linux.seccomp", "notifications (SCMP_ACT_NOTIFY) are not supported"));
+            return Err(invalid(
+                "linux.seccomp",
+                "notifications (SCMP_ACT_NOTIFY) are not supported",
+            ));
         }
     })
 }
@@ -83,7 +94,12 @@ fn arch(arch: Arch) -> Result<ScmpArch, SeccompError> {
         Arch::ScmpArchParisc => ScmpArch::Parisc,
         Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
         Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
-        other => return Err(invalid("linux.seccomp.architectures", format!("{other:?} is not known here"))),
+        other => {
+            return Err(invalid(
+                "linux.seccomp.architectures",
+                format!("{other:?} is not known here"),
+            ));
+        }
     })
 }
 
@@ -98,9 +114,10 @@ fn compare(argument: &LinuxSeccompArg) -> Result<ScmpArgCompare, SeccompError> {
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, argument.value()),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, argument.value()),
         // runtime-spec 1.2, config-linux.md, Seccomp: `value` is the mask, `valueTwo` what is compared with.
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            (ScmpCompareOp::MaskedEqual(argument.value()), argument.value_two().unwrap_or(0))
-        }
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            ScmpCompareOp::MaskedEqual(argument.value()),
+            argument.value_two().unwrap_or(0),
+        ),
     };
     Ok(ScmpArgCompare::new(index, op, value))
 }
@@ -111,27 +128,46 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, Seccom
     let mut filter = ScmpFilterContext::new(default).map_err(library("begin a filter"))?;
     filter.set_ctl_optimize(2).map_err(library("ask for a tree"))?;
     for one in profile.architectures().iter().flatten() {
-        filter.add_arch(arch(*one)?).map_err(library(format!("add {one:?}")))?;
+        filter
+            .add_arch(arch(*one)?)
+            .map_err(library(format!("add {one:?}")))?;
     }
     for rule in profile.syscalls().iter().flatten() {
         let does = action(rule.action(), rule.errno_ret())?;
         if does == default {
             continue; // libseccomp refuses rules that say what happens anyway
         }
-        let arguments: Vec<_> = rule.args().iter().flatten().map(compare).collect::<Result<_, _>>()?;
+        let arguments: Vec<_> = rule
+            .args()
+            .iter()
+            .flatten()
+            .map(compare)
+            .collect::<Result<_, _>>()?;
         for name in rule.names() {
             // Newer than the library: the default holds, as with runc and crun.
-            let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
-            add(&mut filter, does, syscall, &arguments).map_err(library(format!("add the rule for {name}")))?;
+            let Ok(syscall) = ScmpSyscall::from_name(name) else {
+                continue;
+            };
+            add(&mut filter, does, syscall, &arguments)
+                .map_err(library(format!("add the rule for {name}")))?;
         }
     }
     let memory = sys::fd::memfd(c"seccomp").map_err(io("make a memory file"))?;
-    filter.export_bpf(memory.as_fd()).map_err(library("compile the filter"))?;
+    filter
+        .export_bpf(memory.as_fd())
+        .map_err(library("compile the filter"))?;
     let mut memory = File::from(memory);
     memory.rewind().map_err(io("read the compiled filter"))?;
     let mut bytes = Vec::new();
-    memory.read_to_end(&mut bytes).map_err(io("read the compiled filter"))?;
-    decode(&bytes).ok_or_else(|| invalid("linux.seccomp", format!("compiles to more than {INSTRUCTIONS_MAX} instructions")))
+    memory
+        .read_to_end(&mut bytes)
+        .map_err(io("read the compiled filter"))?;
+    decode(&bytes).ok_or_else(|| {
+        invalid(
+            "linux.seccomp",
+            format!("compiles to more than {INSTRUCTIONS_MAX} instructions"),
+        )
+    })
 }
 
 fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> SeccompError {
@@ -147,9 +183,9 @@ fn add(
 ) -> Result<(), libseccomp::error::SeccompError> {
     match filter.add_rule_conditional(does, syscall, arguments) {
         Ok(_) => Ok(()),
-        Err(_) if arguments.len() > 1 => {
-            arguments.iter().try_for_each(|one| filter.add_rule_conditional(does, syscall, &[*one]).map(drop))
-        }
+        Err(_) if arguments.len() > 1 => arguments
+            .iter()
+            .try_for_each(|one| filter.add_rule_conditional(does, syscall, &[*one]).map(drop)),
         Err(error) => Err(error),
     }
 }

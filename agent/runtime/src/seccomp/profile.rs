@@ -2,7 +2,8 @@
 //! calls included, ENOSYS, upon which programs fall back.
 
 use oci_spec::runtime::{
-    Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
+    Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// Allowed to every container.
@@ -53,9 +54,15 @@ const BY_CAPABILITY: [(Capability, &str); 11] = [
     (Capability::SysBoot, "reboot"),
     (Capability::SysChroot, "chroot"),
     (Capability::SysPacct, "acct"),
-    (Capability::SysPtrace, "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    (
+        Capability::SysPtrace,
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
     (Capability::SysRawio, "ioperm iopl"),
-    (Capability::SysNice, "get_mempolicy mbind move_pages set_mempolicy set_mempolicy_home_node"),
+    (
+        Capability::SysNice,
+        "get_mempolicy mbind move_pages set_mempolicy set_mempolicy_home_node",
+    ),
     (Capability::SysTtyConfig, "vhangup"),
     (Capability::Syslog, "syslog"),
     (Capability::Perfmon, "perf_event_open"),
@@ -77,12 +84,25 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
 const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
 
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
-const NAMESPACES: [u64; 7] = [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+const NAMESPACES: [u64; 7] = [
+    0x2_0000,
+    0x200_0000,
+    0x400_0000,
+    0x800_0000,
+    0x1000_0000,
+    0x2000_0000,
+    0x4000_0000,
+];
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
-fn rule(names: Vec<String>, action: LinuxSeccompAction, errno: Option<u32>, args: Vec<LinuxSeccompArg>) -> LinuxSyscall {
+fn rule(
+    names: Vec<String>,
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    args: Vec<LinuxSeccompArg>,
+) -> LinuxSyscall {
     let mut rule = LinuxSyscall::default();
     rule.set_names(names)
         .set_action(action)
@@ -92,7 +112,10 @@ fn rule(names: Vec<String>, action: LinuxSeccompAction, errno: Option<u32>, args
 }
 
 fn argument(value: u64, value_two: Option<u64>, op: LinuxSeccompOperator) -> LinuxSeccompArg {
-    let argument = LinuxSeccompArgBuilder::default().index(0usize).value(value).op(op);
+    let argument = LinuxSeccompArgBuilder::default()
+        .index(0usize)
+        .value(value)
+        .op(op);
     let argument = match value_two {
         Some(value_two) => argument.value_two(value_two),
         None => argument,
@@ -110,23 +133,47 @@ pub fn default_profile(capabilities: &[Capability]) -> LinuxSeccomp {
     }
     allowed.sort_unstable();
     allowed.dedup();
-    let refused = REFUSED.split_whitespace().filter(|name| !allowed.contains(name)).map(str::to_owned).collect();
+    let refused = REFUSED
+        .split_whitespace()
+        .filter(|name| !allowed.contains(name))
+        .map(str::to_owned)
+        .collect();
     let mut rules = vec![
-        rule(allowed.iter().map(|name| (*name).to_owned()).collect(), LinuxSeccompAction::ScmpActAllow, None, vec![]),
+        rule(
+            allowed.iter().map(|name| (*name).to_owned()).collect(),
+            LinuxSeccompAction::ScmpActAllow,
+            None,
+            vec![],
+        ),
         rule(refused, LinuxSeccompAction::ScmpActErrno, Some(EPERM), vec![]),
     ];
     let allow = LinuxSeccompAction::ScmpActAllow;
     let equal = LinuxSeccompOperator::ScmpCmpEq;
     for persona in PERSONALITIES {
-        rules.push(rule(vec!["personality".into()], allow, None, vec![argument(persona, None, equal)]));
+        rules.push(rule(
+            vec!["personality".into()],
+            allow,
+            None,
+            vec![argument(persona, None, equal)],
+        ));
     }
     for family in FAMILIES {
-        rules.push(rule(vec!["socket".into()], allow, None, vec![argument(family, None, equal)]));
+        rules.push(rule(
+            vec!["socket".into()],
+            allow,
+            None,
+            vec![argument(family, None, equal)],
+        ));
     }
     if !allowed.contains(&"clone") {
         let masked = LinuxSeccompOperator::ScmpCmpMaskedEq;
         let all = NAMESPACES.iter().sum();
-        rules.push(rule(vec!["clone".into()], allow, None, vec![argument(all, Some(0), masked)]));
+        rules.push(rule(
+            vec!["clone".into()],
+            allow,
+            None,
+            vec![argument(all, Some(0), masked)],
+        ));
         // clone3 hides its flags in memory: not listed, so ENOSYS, upon which the C library takes clone.
     }
     let mut profile = LinuxSeccomp::default();

@@ -61,7 +61,14 @@ pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
     };
     // SAFETY: the attribute has the kernel's layout and the size told; the instructions and the licence live through the
     // call, and the verifier checks the instructions.
-    own(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>()) })
+    own(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of::<LoadAttr>(),
+        )
+    })
 }
 
 /// Attaches a device program to a cgroup v2 directory; it stays until the group goes.
@@ -73,5 +80,13 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         attach_flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the attribute has the kernel's layout and the size told, and holds only integers.
-    cvt(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>()) }).map(drop)
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attr,
+            size_of::<AttachAttr>(),
+        )
+    })
+    .map(drop)
 }

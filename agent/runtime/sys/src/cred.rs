@@ -59,7 +59,10 @@ const CAP_VERSION: u32 = 0x2008_0522;
 
 /// Sets this thread's capabilities.
 pub fn capset(sets: CapSets) -> io::Result<()> {
-    let header = CapHeader { version: CAP_VERSION, pid: 0 };
+    let header = CapHeader {
+        version: CAP_VERSION,
+        pid: 0,
+    };
     let word = |shift: u32| CapData {
         effective: (sets.effective >> shift) as u32,
         permitted: (sets.permitted >> shift) as u32,
@@ -72,7 +75,10 @@ pub fn capset(sets: CapSets) -> io::Result<()> {
 
 /// This thread's capabilities.
 pub fn capget() -> io::Result<CapSets> {
-    let header = CapHeader { version: CAP_VERSION, pid: 0 };
+    let header = CapHeader {
+        version: CAP_VERSION,
+        pid: 0,
+    };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 writes two data words, for which there is room.
     cvt(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
@@ -98,7 +104,10 @@ pub fn has_bounding(capability: u32) -> io::Result<bool> {
 
 /// Empties the ambient set.
 pub fn clear_ambient() -> io::Result<()> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong)
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
+    )
 }
 
 /// Adds to the ambient set what is permitted and inheritable.
@@ -129,20 +138,42 @@ pub struct Rlimit {
 
 /// A limit of ours.
 pub fn getrlimit(resource: u32) -> io::Result<Rlimit> {
-    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let mut old = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: a null new limit changes nothing; there is room for the old one.
     cvt(unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut old)
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            std::ptr::null::<libc::rlimit64>(),
+            &raw mut old,
+        )
     })?;
-    Ok(Rlimit { resource, soft: old.rlim_cur, hard: old.rlim_max })
+    Ok(Rlimit {
+        resource,
+        soft: old.rlim_cur,
+        hard: old.rlim_max,
+    })
 }
 
 /// Sets a limit of ours.
 pub fn setrlimit(limit: Rlimit) -> io::Result<()> {
-    let new = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+    let new = libc::rlimit64 {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
     // SAFETY: the new limit lives through the call; a null old one means that it is not wanted.
     cvt(unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, limit.resource, &raw const new, std::ptr::null_mut::<libc::rlimit64>())
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            limit.resource,
+            &raw const new,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
     })
     .map(drop)
 }
@@ -152,7 +183,14 @@ pub fn join_new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a null name asks for an anonymous one.
     let ret = unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>(), 0, 0, 0)
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+            0,
+            0,
+            0,
+        )
     };
     cvt(ret).map(drop)
 }

@@ -35,13 +35,22 @@ pub fn dup_onto(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
 /// Duplicates onto a number of at least `min`, close-on-exec.
 pub fn dup_above(fd: BorrowedFd<'_>, min: i32) -> io::Result<OwnedFd> {
     // SAFETY: integers; the result is a new descriptor.
-    own(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, min) }))
+    own(libc::c_long::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, min)
+    }))
 }
 
 /// Whether an exec closes it.
 pub fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     // SAFETY: integers.
-    cvt_int(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) }).map(drop)
+    cvt_int(unsafe {
+        libc::fcntl(
+            fd.as_raw_fd(),
+            libc::F_SETFD,
+            if on { libc::FD_CLOEXEC } else { 0 },
+        )
+    })
+    .map(drop)
 }
 
 /// Clears close-on-exec by number; EBADF when nothing is open there.
@@ -54,7 +63,11 @@ pub fn keep_on_exec(number: i32) -> io::Result<()> {
 pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     // SAFETY: integers.
     let flags = cvt_int(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
-    let flags = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+    let flags = if on {
+        flags | libc::O_NONBLOCK
+    } else {
+        flags & !libc::O_NONBLOCK
+    };
     // SAFETY: integers.
     cvt_int(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
@@ -71,7 +84,9 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: the buffer is ours and as long as told.
-        match cvt(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long) {
+        match cvt(
+            unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long,
+        ) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result.map(|count| count as usize),
         }
@@ -82,7 +97,8 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     loop {
         // SAFETY: the bytes live through the call and are as many as told.
-        match cvt(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as libc::c_long) {
+        match cvt(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as libc::c_long)
+        {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result.map(|count| count as usize),
         }
@@ -98,13 +114,17 @@ pub fn complain(bytes: &[u8]) {
 /// An event counter, closed on exec, non-blocking.
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: integers.
-    own(libc::c_long::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
+    own(libc::c_long::from(unsafe {
+        libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
+    }))
 }
 
 /// A file in memory that can be sealed.
 pub fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name is terminated.
-    own(libc::c_long::from(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) }))
+    own(libc::c_long::from(unsafe {
+        libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+    }))
 }
 
 /// No write, growth or shrinking any more, and no more seals.
@@ -133,7 +153,9 @@ impl SignalFd {
         match read(std::os::fd::AsFd::as_fd(&self.0), &mut buffer) {
             // struct signalfd_siginfo begins with ssi_signo, a u32 (signalfd(2)).
             Ok(count) if count == buffer.len() => {
-                Ok(Some(u32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as i32))
+                Ok(Some(
+                    u32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as i32,
+                ))
             }
             Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -172,7 +194,10 @@ impl Epoll {
     /// An empty set.
     pub fn new() -> io::Result<Self> {
         // SAFETY: an integer.
-        own(libc::c_long::from(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })).map(Epoll)
+        own(libc::c_long::from(unsafe {
+            libc::epoll_create1(libc::EPOLL_CLOEXEC)
+        }))
+        .map(Epoll)
     }
 
     /// Adds a member.
@@ -190,9 +215,23 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, false, false)
     }
 
-    fn control(&self, op: i32, fd: BorrowedFd<'_>, token: u64, readable: bool, writable: bool) -> io::Result<()> {
-        let events = if readable { libc::EPOLLIN | libc::EPOLLRDHUP } else { 0 } | if writable { libc::EPOLLOUT } else { 0 };
-        let mut event = libc::epoll_event { events: events as u32, u64: token };
+    fn control(
+        &self,
+        op: i32,
+        fd: BorrowedFd<'_>,
+        token: u64,
+        readable: bool,
+        writable: bool,
+    ) -> io::Result<()> {
+        let events = if readable {
+            libc::EPOLLIN | libc::EPOLLRDHUP
+        } else {
+            0
+        } | if writable { libc::EPOLLOUT } else { 0 };
+        let mut event = libc::epoll_event {
+            events: events as u32,
+            u64: token,
+        };
         // SAFETY: `event` lives through the call.
         cvt_int(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_raw_fd(), &raw mut event) }).map(drop)
     }
@@ -201,10 +240,18 @@ impl Epoll {
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
         // Rounded up: a wait that ends a fraction early would spin.
-        let timeout = timeout.map_or(-1, |time| i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
+        let timeout = timeout.map_or(-1, |time| {
+            i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        });
         // SAFETY: `events` has room for EVENTS_MAX.
-        let ret =
-            unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as libc::c_int, timeout) };
+        let ret = unsafe {
+            libc::epoll_wait(
+                self.0.as_raw_fd(),
+                events.as_mut_ptr(),
+                EVENTS_MAX as libc::c_int,
+                timeout,
+            )
+        };
         let count = match cvt_int(ret) {
             Ok(count) => count as usize,
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => 0,
@@ -216,7 +263,8 @@ impl Epoll {
                 let bits = event.events as i32;
                 Event {
                     token: event.u64,
-                    readable: bits & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0,
+                    readable: bits & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR)
+                        != 0,
                     writable: bits & libc::EPOLLOUT != 0,
                     closed: bits & (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) != 0,
                 }
@@ -242,7 +290,11 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
                 i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
             }
         };
-        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: one pollfd, ours, as told.
         match cvt_int(unsafe { libc::poll(&raw mut poll, 1, left) }) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}

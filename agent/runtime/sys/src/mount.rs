@@ -9,7 +9,8 @@ use crate::{cvt, cvt_int, own};
 
 pub use libc::{
     MOUNT_ATTR_IDMAP, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME, MOUNT_ATTR_STRICTATIME,
+    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME,
+    MOUNT_ATTR_STRICTATIME,
 };
 /// The bits that say how access times are kept; to be cleared as a whole before one is set.
 pub const MOUNT_ATTR_ATIME_BITS: u64 = 0x70;
@@ -36,7 +37,12 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> io::Resu
 
 /// Attaches a detached tree at the place that `target` names.
 pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
-    move_mount(tree, target, c"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    move_mount(
+        tree,
+        target,
+        c"",
+        MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH,
+    )
 }
 
 /// Attaches a detached tree at a path.
@@ -70,9 +76,16 @@ impl FsContext {
         own(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), FSOPEN_CLOEXEC) }).map(FsContext)
     }
 
-    fn config(&self, command: u32, key: *const libc::c_char, value: *const libc::c_char, aux: i32) -> io::Result<()> {
+    fn config(
+        &self,
+        command: u32,
+        key: *const libc::c_char,
+        value: *const libc::c_char,
+        aux: i32,
+    ) -> io::Result<()> {
         // SAFETY: the callers below pass terminated strings or null, as the command wants.
-        cvt(unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, key, value, aux) }).map(drop)
+        cvt(unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, key, value, aux) })
+            .map(drop)
     }
 
     /// An option without a value.
@@ -94,7 +107,14 @@ impl FsContext {
     pub fn mount(self, attributes: u64) -> io::Result<OwnedFd> {
         self.config(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null(), 0)?;
         // SAFETY: integers.
-        own(unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes as u32) })
+        own(unsafe {
+            libc::syscall(
+                libc::SYS_fsmount,
+                self.0.as_raw_fd(),
+                FSMOUNT_CLOEXEC,
+                attributes as u32,
+            )
+        })
     }
 
     /// The kernel's last words about it, for messages. Allocates.
@@ -123,7 +143,10 @@ pub fn change(fd: BorrowedFd<'_>, change: Change, recursive: bool) -> io::Result
 
 /// Maps the ids of a detached mount (with `recursive`, of all below it) as the user namespace does.
 pub fn idmap(fd: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let change = Change { set: MOUNT_ATTR_IDMAP, ..Change::default() };
+    let change = Change {
+        set: MOUNT_ATTR_IDMAP,
+        ..Change::default()
+    };
     setattr(fd, change, recursive, users.as_raw_fd() as u64)
 }
 
@@ -160,7 +183,13 @@ pub fn mount(
     let pointer = |string: Option<&CStr>| string.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: each string is terminated or null, which mount(2) takes for what a call does not use.
     let ret = unsafe {
-        libc::mount(pointer(source), target.as_ptr(), pointer(fstype), flags as libc::c_ulong, pointer(data).cast())
+        libc::mount(
+            pointer(source),
+            target.as_ptr(),
+            pointer(fstype),
+            flags as libc::c_ulong,
+            pointer(data).cast(),
+        )
     };
     cvt_int(ret).map(drop)
 }

@@ -27,7 +27,13 @@ pub const DEVPTS_MAGIC: i64 = 0x1cd1;
 pub const CGROUP2_MAGIC: i64 = libc::CGROUP2_SUPER_MAGIC;
 
 /// Opens, close-on-exec.
-pub fn open(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: Resolve) -> io::Result<OwnedFd> {
+pub fn open(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: i32,
+    mode: u32,
+    resolve: Resolve,
+) -> io::Result<OwnedFd> {
     // SAFETY: open_how is plain integers, for which zero is valid.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (flags | libc::O_CLOEXEC) as u64;
@@ -203,7 +209,16 @@ pub fn cwd_is_inside() -> io::Result<bool> {
 /// Sets an extended attribute of an open file.
 pub fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: the name is terminated; the value lives through the call and is as long as told.
-    cvt_int(unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)
+    cvt_int(unsafe {
+        libc::fsetxattr(
+            fd.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    })
+    .map(drop)
 }
 
 /// Sets the mask of permission bits taken away from new files; returns the one before.

@@ -126,7 +126,11 @@ impl Ended {
 fn ended(info: &libc::siginfo_t) -> Ended {
     // SAFETY: waitid filled this in with WEXITED, so that the SIGCHLD member of the union is the valid one.
     let status = unsafe { info.si_status() };
-    if info.si_code == libc::CLD_EXITED { Ended::Exited(status) } else { Ended::Signaled(status) }
+    if info.si_code == libc::CLD_EXITED {
+        Ended::Exited(status)
+    } else {
+        Ended::Signaled(status)
+    }
 }
 
 fn waitid(kind: libc::idtype_t, id: libc::id_t, options: i32) -> io::Result<Option<(i32, Ended)>> {
@@ -226,8 +230,16 @@ pub fn set_name(name: &CStr) -> io::Result<()> {
 
 pub(crate) fn prctl(option: i32, argument: libc::c_ulong) -> io::Result<()> {
     // SAFETY: only called with options that take one integer; the unused ones must be zero and are.
-    cvt_int(unsafe { libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) })
-        .map(drop)
+    cvt_int(unsafe {
+        libc::prctl(
+            option,
+            argument,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+        )
+    })
+    .map(drop)
 }
 
 /// Begins a session, so that a terminal can become the controlling one.
@@ -286,7 +298,11 @@ unsafe impl Sync for CStrings {}
 impl CStrings {
     /// Keeps the strings. Allocates.
     pub fn new(strings: Vec<CString>) -> Self {
-        let pointers = strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect();
+        let pointers = strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
         CStrings { strings, pointers }
     }
 
@@ -299,7 +315,13 @@ impl CStrings {
 /// Replaces the program; returns only to say why not.
 pub fn execve(path: &CStr, arguments: &CStrings, environment: &CStrings) -> io::Error {
     // SAFETY: the path is terminated; both tables end with a null and point to terminated strings that live as long.
-    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    unsafe {
+        libc::execve(
+            path.as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
+        )
+    };
     io::Error::last_os_error()
 }
 

@@ -44,7 +44,10 @@ fn set_mode(program: &[Instruction], flags: u32) -> io::Result<libc::c_long> {
     if program.is_empty() || program.len() > INSTRUCTIONS_MAX {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let program = Program { length: program.len() as u16, filter: program.as_ptr() };
+    let program = Program {
+        length: program.len() as u16,
+        filter: program.as_ptr(),
+    };
     const SET_MODE_FILTER: libc::c_long = 1;
     // SAFETY: `program` has the layout of struct sock_fprog and points to as many instructions as it says; the kernel
     // copies and checks them.
@@ -57,11 +60,33 @@ pub fn get_filter(pid: i32, index: u64) -> io::Result<Vec<Instruction>> {
     const PTRACE_SECCOMP_GET_FILTER: libc::c_long = 0x420c;
     // SAFETY: a null buffer asks for the number of instructions.
     let count = cvt(unsafe {
-        libc::syscall(libc::SYS_ptrace, PTRACE_SECCOMP_GET_FILTER, pid, index, std::ptr::null_mut::<Instruction>())
+        libc::syscall(
+            libc::SYS_ptrace,
+            PTRACE_SECCOMP_GET_FILTER,
+            pid,
+            index,
+            std::ptr::null_mut::<Instruction>(),
+        )
     })?;
-    let mut program = vec![Instruction { code: 0, jt: 0, jf: 0, k: 0 }; count as usize];
+    let mut program = vec![
+        Instruction {
+            code: 0,
+            jt: 0,
+            jf: 0,
+            k: 0
+        };
+        count as usize
+    ];
     // SAFETY: there is room for the number just told, and a filter never changes.
-    cvt(unsafe { libc::syscall(libc::SYS_ptrace, PTRACE_SECCOMP_GET_FILTER, pid, index, program.as_mut_ptr()) })?;
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_ptrace,
+            PTRACE_SECCOMP_GET_FILTER,
+            pid,
+            index,
+            program.as_mut_ptr(),
+        )
+    })?;
     Ok(program)
 }
 
@@ -74,7 +99,15 @@ pub fn ptrace_seize(pid: i32) -> io::Result<()> {
 /// Stops a process attached to, and waits until it has stopped.
 pub fn ptrace_interrupt(pid: i32) -> io::Result<()> {
     // SAFETY: integers.
-    cvt(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_INTERRUPT as libc::c_long, pid, 0, 0) })?;
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_ptrace,
+            libc::PTRACE_INTERRUPT as libc::c_long,
+            pid,
+            0,
+            0,
+        )
+    })?;
     let mut status = 0;
     // SAFETY: there is room for the status.
     crate::cvt_int(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }).map(drop)

@@ -41,7 +41,12 @@ pub fn set_controlling(slave: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Sets the size; the foreground programs get SIGWINCH.
 pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
-    let raw = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let raw = libc::winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: TIOCSWINSZ reads a winsize, which lives through the call.
     cvt_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const raw) }).map(drop)
 }
