@@ -23,13 +23,13 @@ use crate::security::unix_now;
 use crate::store::os::OsDir;
 
 /// A member that runs, with what ends it.
-struct Running {
-    node: Node,
+pub(super) struct Running {
+    pub(super) node: Node,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
 }
 
-struct Cluster {
+pub(super) struct Cluster {
     ca: Authority,
     tmp: tempfile::TempDir,
     addresses: Vec<(MemberId, String)>,
@@ -114,7 +114,7 @@ impl Cluster {
     }
 
     /// Three voters.
-    async fn three(snapshot_entries: u64) -> (Self, Vec<Running>) {
+    pub(super) async fn three(snapshot_entries: u64) -> (Self, Vec<Running>) {
         let mut cluster = Self::new(snapshot_entries);
         let first = cluster.start(1).await;
         first.node.initialize(cluster.member(1)).await.unwrap();
@@ -138,7 +138,7 @@ impl Running {
     }
 }
 
-fn write(id: &str) -> Command {
+pub(super) fn write(id: &str) -> Command {
     let token = Token {
         id: id.to_owned(),
         secret_hash: vec![7; 32],
@@ -200,7 +200,7 @@ fn large_write(id: &str, bytes: usize) -> Command {
     }
 }
 
-fn applied(reply: CommandReply) {
+pub(super) fn applied(reply: CommandReply) {
     assert!(
         matches!(reply.reply, Some(command_reply::Reply::Applied(_))),
         "{reply:?}"

@@ -23,4 +23,6 @@ pub use types::{Member, MemberId};
 #[cfg(test)]
 mod cluster_test;
 #[cfg(test)]
+mod stress_test;
+#[cfg(test)]
 mod suite_test;
