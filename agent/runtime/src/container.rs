@@ -85,6 +85,8 @@ pub struct Options<'a> {
     pub keep_keyring: bool,
     /// Directory to which relative paths of the configuration (root, bind sources) are relative; none: the current one.
     pub bundle: Option<&'a Path>,
+    /// SIGKILL for the process when its parent, the caller, dies.
+    pub die_with_parent: bool,
 }
 
 /// A process of ours, our child.

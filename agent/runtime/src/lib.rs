@@ -17,6 +17,7 @@ pub mod defaults;
 pub mod exec;
 pub mod inspect;
 pub mod monitor;
+pub mod name;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

@@ -98,6 +98,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) capabilities: CapSets,
     pub(crate) ambient: Vec<u32>,
     pub(crate) no_new_privs: bool,
+    /// SIGKILL at the death of the caller of `start`.
+    pub(crate) die_with_parent: bool,
     pub(crate) seccomp: Option<(Vec<sys::seccomp::Instruction>, u32)>,
     /// File below /proc/thread-self and what to write: the label of the next exec.
     pub(crate) labels: Vec<(CString, CString)>,
@@ -578,6 +580,10 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     at(Step::Capabilities, 101, cred::capset(plan.capabilities))?;
     for capability in &plan.ambient {
         at(Step::Capabilities, 102, cred::raise_ambient(*capability))?;
+    }
+    if plan.die_with_parent {
+        // After the last change of ids and capabilities, each of which forgets it (prctl(2), PR_SET_PDEATHSIG).
+        at(Step::Ids, 5, process::set_parent_death_signal(nix::libc::SIGKILL))?;
     }
     match entered {
         Err(error) if error.raw_os_error() == Some(EACCES) => {

@@ -454,6 +454,7 @@ pub(crate) fn plan_process(
             labels: labels(process)?,
             stdio,
             preserve_fds: options.preserve_fds,
+            die_with_parent: options.die_with_parent,
             new_keyring: !options.keep_keyring,
             release: None,
         },
