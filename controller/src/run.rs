@@ -22,7 +22,7 @@ use crate::security::join::JoinService;
 use crate::security::listen::{self, CONNECTION_AGE_MAX};
 use crate::security::live::ClientAuth;
 use crate::security::unix_now;
-use crate::setup::{Loaded, Places, SetupError, member_subject};
+use crate::setup::{Identity, Loaded, Places, SetupError, member_subject};
 
 /// Connections to the API: thousands of agents and some people.
 const API_CONNECTIONS_MAX: usize = 16_384;
@@ -97,7 +97,7 @@ pub enum RunError {
 pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let places = options.places.clone();
     let Loaded {
-        mut identity,
+        identity,
         authority,
         live,
     } = places.load()?;
@@ -126,9 +126,8 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         })
     };
     node.recovered().await;
-    if !identity.began && !node.is_new().await? {
-        identity.began = true;
-        places.write_identity(&identity)?;
+    if !identity.began {
+        tokio::spawn(note_beginning(node.clone(), places.clone(), identity.clone()));
     }
     let renewal = tokio::spawn({
         let (authority, live, identity) = (authority.clone(), live.clone(), identity.clone());
@@ -230,6 +229,24 @@ async fn hand_over(node: &Node) {
         .is_err()
     {
         tracing::info!("nobody took over leadership in time");
+    }
+}
+
+/// From its first entry on a member has a log to lose.
+async fn note_beginning(node: Node, places: Places, identity: Identity) {
+    let mut applied = node.applied();
+    if applied
+        .wait_for(|applied| applied.log_id.is_some())
+        .await
+        .is_err()
+    {
+        return; // it stops before it began
+    }
+    if let Err(cause) = places.write_identity(&Identity {
+        began: true,
+        ..identity
+    }) {
+        tracing::error!(error = %cause, "failed to note that the log has begun");
     }
 }
 

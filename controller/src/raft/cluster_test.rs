@@ -15,12 +15,13 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
 use super::forward::COMMAND_BYTES_MAX;
-use super::log::LogError;
+use super::log::{LogError, WriteBy};
 use super::*;
 use crate::security::ca::{Authority, Subject};
 use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
 use crate::store::os::OsDir;
+use crate::store::sim::{Fault, SimDir};
 
 /// A member that runs, with what ends it.
 pub(super) struct Running {
@@ -449,4 +450,43 @@ async fn only_members_may_speak_to_members() {
     ] {
         assert_eq!(call(other).await.unwrap_err(), tonic::Code::PermissionDenied);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_ends_consensus_and_the_next_start_has_what_was_acknowledged() {
+    let cluster = Cluster::new(1000);
+    let config = || NodeConfig {
+        segment_bytes: 7 << 20,
+        write_by: WriteBy::Caller,
+        ..cluster.config(1)
+    };
+    let client = || rpc::tls::client_config(cluster.ca.certificate(), None).unwrap();
+    let log = SimDir::new(Fault::Capacity(15 << 20), 1);
+    let snapshots = SimDir::new(Fault::None, 2);
+    let node = Node::start(config(), log.clone(), snapshots.clone(), client())
+        .await
+        .unwrap();
+    node.initialize(Member::default()).await.unwrap();
+    let mut acknowledged = Vec::new();
+    let full = loop {
+        let id = format!("t{}", acknowledged.len());
+        match node.propose(large_write(&id, 900_000)).await {
+            Ok(reply) => applied(reply),
+            Err(cause) => break cause,
+        }
+        acknowledged.push(id);
+    };
+    assert!(matches!(full, ProposeError::Stopped { .. }), "{full}");
+    assert!(acknowledged.len() >= 10, "{}", acknowledged.len());
+    let cause = tokio::time::timeout(Duration::from_secs(20), node.ended())
+        .await
+        .expect("it ends");
+    assert!(cause.contains("failed to write"), "{cause}");
+    node.shutdown().await;
+
+    let (log, snapshots) = (log.after_crash(Fault::None), snapshots.after_crash(Fault::None));
+    let node = Node::start(config(), log, snapshots, client()).await.unwrap();
+    let state = node.read().await.unwrap();
+    assert!(acknowledged.iter().all(|id| has(&state, id)));
+    node.shutdown().await;
 }

@@ -41,6 +41,9 @@ pub enum ProposeError {
     /// Nobody led in time; nothing was written.
     #[error("no controller leads: most of the members can't be reached")]
     NoLeader,
+    /// More is proposed than the disks take; nothing was written.
+    #[error("too many writes wait for the controllers' disks; try again later")]
+    Overloaded,
     /// It was handed over, and then no answer came. With a request id one may ask again.
     #[error("it is not known whether the write happened: {cause}")]
     Unknown {
@@ -91,6 +94,7 @@ enum Try<T> {
     /// It may have happened.
     Unknown(String),
     Refused(String),
+    Overloaded,
     Stopped(String),
 }
 
@@ -101,6 +105,7 @@ impl<T> From<Result<At<T>, Refusal>> for Try<T> {
             Ok(At::Other(leader)) => Self::Elsewhere(leader),
             Err(Refusal::Unknown(cause)) => Self::Unknown(cause),
             Err(Refusal::Invalid(cause)) => Self::Refused(cause),
+            Err(Refusal::Overloaded) => Self::Overloaded,
             Err(Refusal::Stopped(cause)) => Self::Stopped(cause),
         }
     }
@@ -111,6 +116,7 @@ fn failed<T>(status: &Status) -> Try<T> {
         Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
             Try::Refused(status.message().to_owned())
         }
+        Code::ResourceExhausted => Try::Overloaded,
         _ => Try::Unknown(status.message().to_owned()),
     }
 }
@@ -142,6 +148,7 @@ impl<D: Dir> Node<D> {
                     unknown = Some(cause);
                 }
                 Try::Unknown(cause) | Try::Refused(cause) => return Err(ProposeError::Unknown { cause }),
+                Try::Overloaded => return Err(ProposeError::Overloaded),
                 Try::Stopped(cause) => return Err(ProposeError::Stopped { cause }),
             }
             if !self.pause(deadline).await {
@@ -163,7 +170,7 @@ impl<D: Dir> Node<D> {
             match tried {
                 Try::Done(index) => return self.wait_applied(index, deadline).await,
                 Try::Elsewhere(leader) => hint = leader,
-                Try::Unknown(_) | Try::Refused(_) => hint = None,
+                Try::Unknown(_) | Try::Refused(_) | Try::Overloaded => hint = None,
                 Try::Stopped(cause) => return Err(ReadError::Stopped { cause }),
             }
             if !self.pause(deadline).await {
@@ -210,6 +217,7 @@ impl<D: Dir> Node<D> {
                     hint = None;
                     last = cause;
                 }
+                Try::Overloaded => hint = None,
                 Try::Refused(cause) => return Err(ChangeError::Refused(cause)),
                 Try::Stopped(cause) => return Err(ChangeError::Stopped(cause)),
             }

@@ -14,9 +14,10 @@ use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
 use rustls::ClientConfig;
 use state::State;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tonic::transport::Channel;
 
+use super::forward::COMMAND_BYTES_MAX;
 use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
 use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
@@ -28,6 +29,12 @@ use crate::store::os::OsDir;
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// KiB of proposals that the leader works on at a time; more wait, and are refused when that takes too long.
+const PROPOSALS_KIB_MAX: u32 = 64 << 10;
+const _: () = assert!(
+    PROPOSALS_KIB_MAX as usize > COMMAND_BYTES_MAX / 1024,
+    "the largest one fits"
+);
 /// A restarted member waits this long for a leader before it serves what it has.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -149,6 +156,8 @@ pub(super) enum Refusal {
     Unknown(String),
     /// It can't be done.
     Invalid(String),
+    /// Too much is under way; nothing happened.
+    Overloaded,
     /// This member's consensus has ended.
     Stopped(String),
 }
@@ -174,6 +183,7 @@ pub(super) struct Inner<D: Dir> {
     published: Published,
     pub(super) peers: Peers,
     pub(super) leadership: watch::Receiver<Leadership>,
+    proposals: Semaphore,
 }
 
 impl<D: Dir> Node<D> {
@@ -219,6 +229,7 @@ impl<D: Dir> Node<D> {
             published,
             peers,
             leadership,
+            proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -358,6 +369,11 @@ impl<D: Dir> Node<D> {
 
     /// Commits here if this member leads.
     pub(super) async fn propose_here(&self, proposal: Proposal) -> Result<At<CommandReply>, Refusal> {
+        let kib = (proposal.0.len() / 1024 + 1) as u32;
+        let permits = tokio::time::timeout(LEADER_TIMEOUT, self.inner.proposals.acquire_many(kib)).await;
+        let Ok(Ok(_permits)) = permits else {
+            return Err(Refusal::Overloaded);
+        };
         match within(self.raft().client_write(proposal)).await? {
             Ok(response) => match response.data.0 {
                 Some(reply) => Ok(At::Leader(reply)),
@@ -427,6 +443,7 @@ impl<D: Dir> Node<D> {
                 self.inner.peers.forget(*id);
                 removed
             }
+            MemberChange::TransferTo(id) if *id == self.inner.id => return Ok(At::Leader(())),
             MemberChange::TransferTo(id) => {
                 if !known(*id)?.voter {
                     return Err(Refusal::Invalid(format!("member {id} has no vote")));

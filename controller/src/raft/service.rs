@@ -56,6 +56,7 @@ fn refused(refusal: Refusal) -> Status {
     match refusal {
         Refusal::Unknown(cause) => Status::deadline_exceeded(cause),
         Refusal::Invalid(cause) => Status::invalid_argument(cause),
+        Refusal::Overloaded => Status::resource_exhausted("too many writes wait for the disks"),
         Refusal::Stopped(cause) => fatal(cause),
     }
 }

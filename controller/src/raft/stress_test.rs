@@ -26,7 +26,10 @@ async fn writes_go_on_through_repeated_snapshots_and_purges() {
         })
     });
     for writer in writers.collect::<Vec<_>>() {
-        tokio::time::timeout(Duration::from_secs(60), writer).await.expect("writes go on").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), writer)
+            .await
+            .expect("writes go on")
+            .unwrap();
     }
     applied(nodes[0].node.propose(write("last")).await.unwrap());
     let state = nodes[0].node.read().await.unwrap();

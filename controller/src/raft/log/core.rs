@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use super::super::types::{LogId, Vote};
 use super::format::{
@@ -41,6 +42,8 @@ pub(super) struct Core<D: Dir> {
     /// `committed` is newer than what was written: it goes with the next frame.
     pub(super) committed_pending: bool,
     pub(super) purged: Option<LogId>,
+    /// The next segment's file, filled with zeros ahead of its need; None where no real thread may work.
+    pub(super) spare: Option<Spare<D::File>>,
     /// A write failed: the pages may be gone, and a second sync could succeed without them.
     pub(super) failed: bool,
 }
@@ -50,6 +53,16 @@ pub(super) struct Segment<F> {
     pub(super) file: Arc<F>,
     /// Largest index that was ever written into it.
     pub(super) last_index: Option<u64>,
+}
+
+/// A file that a thread fills.
+pub(super) enum Spare<F> {
+    /// Once half of the active segment is used, one is begun.
+    Wanted,
+    Filling {
+        number: u64,
+        thread: JoinHandle<io::Result<F>>,
+    },
 }
 
 /// What a commit did, for the index.
@@ -153,7 +166,45 @@ impl<D: Dir> Core<D> {
         }
         self.offset += bytes.len() as u32;
         self.next_frame += 1;
+        self.begin_spare();
         Ok(())
+    }
+
+    /// Zeros take time: a thread writes them before they are needed.
+    fn begin_spare(&mut self) {
+        let next = self.segments.back().map_or(1, |last| last.number + 1);
+        if self.offset < self.active_bytes / 2 || !matches!(self.spare, Some(Spare::Wanted)) {
+            return;
+        }
+        let (dir, bytes) = (self.dir.clone(), self.segment_bytes);
+        let thread = std::thread::Builder::new()
+            .name("log-spare".to_owned())
+            .spawn(move || fill(&dir, next, bytes));
+        match thread {
+            Ok(thread) => self.spare = Some(Spare::Filling { number: next, thread }),
+            Err(cause) => {
+                tracing::warn!(error = %cause, "no thread for the next segment: it is made when needed")
+            }
+        }
+    }
+
+    /// The zero-filled file of a segment, ready or made now.
+    fn filled(&mut self, number: u64) -> io::Result<D::File> {
+        match self.spare.take() {
+            Some(Spare::Filling {
+                number: ready,
+                thread,
+            }) if ready == number => {
+                self.spare = Some(Spare::Wanted);
+                thread
+                    .join()
+                    .map_err(|_| io::Error::other("the thread that fills segments panicked"))?
+            }
+            other => {
+                self.spare = other;
+                fill(&self.dir, number, self.segment_bytes)
+            }
+        }
     }
 
     /// Goes on in a new segment. Its first frame repeats what must outlive the removal of older ones.
@@ -197,20 +248,12 @@ impl<D: Dir> Core<D> {
     }
 
     /// A segment appears under its name only whole: zeros, header and checkpoint are synced before the rename.
-    fn create_segment(&self, name: &str, number: u64, checkpoint: &[u8]) -> io::Result<D::File> {
-        let tmp = format!("{name}.tmp");
-        let file = self.dir.create(&tmp)?;
-        let zeros = vec![0; FILL_BYTES.min(self.segment_bytes as usize)];
-        let mut at = 0;
-        while at < self.segment_bytes as usize {
-            let len = zeros.len().min(self.segment_bytes as usize - at);
-            file.write_at(&zeros[..len], at as u64)?;
-            at += len;
-        }
+    fn create_segment(&mut self, name: &str, number: u64, checkpoint: &[u8]) -> io::Result<D::File> {
+        let file = self.filled(number)?;
         file.write_at(&format::segment_header(number), 0)?;
         file.write_at(checkpoint, SEGMENT_HEADER as u64)?;
         file.sync()?;
-        self.dir.rename(&tmp, name)?;
+        self.dir.rename(&format!("{name}.tmp"), name)?;
         self.dir.sync()?;
         Ok(file)
     }
@@ -237,4 +280,18 @@ impl<D: Dir> Core<D> {
         }
         Ok(())
     }
+}
+
+/// A file of zeros under the segment's temporary name, synced.
+fn fill<D: Dir>(dir: &D, number: u64, bytes: u32) -> io::Result<D::File> {
+    let file = dir.create(&format!("{}.tmp", format::segment_name(number)))?;
+    let zeros = vec![0; FILL_BYTES.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes as usize {
+        let len = zeros.len().min(bytes as usize - at);
+        file.write_at(&zeros[..len], at as u64)?;
+        at += len;
+    }
+    file.sync()?;
+    Ok(file)
 }

@@ -31,6 +31,7 @@ pub(super) fn open<D: Dir>(dir: D, segment_bytes: u32) -> Result<(Core<D>, Index
             committed: None,
             committed_pending: false,
             purged: None,
+            spare: None,
             failed: false,
         },
     };

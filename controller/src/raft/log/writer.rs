@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::{Core, Effect, FRAME_BYTES};
+use super::core::{Core, Effect, FRAME_BYTES, Spare};
 use super::format::Record;
 use super::index::Index;
 use super::{LogError, WriteBy};
@@ -70,6 +70,7 @@ impl<D: Dir> Writer<D> {
         match write_by {
             WriteBy::Caller => Ok(Self::Caller(Box::new(Mutex::new(hand)))),
             WriteBy::Thread => {
+                hand.core.spare = Some(Spare::Wanted);
                 let (ops, queue) = mpsc::channel(QUEUE_MAX);
                 let thread = std::thread::Builder::new()
                     .name("log-writer".to_owned())
@@ -199,6 +200,12 @@ impl<D: Dir> Hand<D> {
 
     /// A clean end: the next start knows all that is committed.
     fn finish(&mut self) {
+        // Whoever opens the directory next finds nobody writing in it.
+        if let Some(Spare::Filling { thread, .. }) = self.core.spare.take()
+            && let Ok(Err(cause)) = thread.join()
+        {
+            tracing::debug!(error = %cause, "the next segment was not made");
+        }
         if self.core.committed_pending
             && !self.core.failed
             && let Err(cause) = self.commit(Vec::new())
