@@ -109,7 +109,7 @@ struct Run {
     #[arg(long, env = "BULKHEAD_HEARTBEAT_MS", default_value_t = 50)]
     heartbeat_ms: u64,
     /// Shortest election timeout in milliseconds; the longest is twice that
-    #[arg(long, env = "BULKHEAD_ELECTION_MS", default_value_t = 150)]
+    #[arg(long, env = "BULKHEAD_ELECTION_MS", default_value_t = 200)]
     election_ms: u64,
 }
 
@@ -132,8 +132,9 @@ fn host_port(host: &str, port: u16) -> String {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // The library warns at each heartbeat to a member that is away; who leads we say ourselves.
     let filter =
-        EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+        EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -64,7 +64,8 @@ impl NodeConfig {
         Self {
             id,
             heartbeat: Duration::from_millis(50),
-            election: (Duration::from_millis(150), Duration::from_millis(300)),
+            // A leader is missed after 0.4 to 0.8 s: below a second, and above what a busy machine stalls.
+            election: (Duration::from_millis(200), Duration::from_millis(400)),
             snapshot_entries: 20_000,
             keep_entries: 10_000,
             segment_bytes: SEGMENT_BYTES,
@@ -496,7 +497,14 @@ fn follow<D: Dir>(raft: &Raft<Types, StateMachine<D>>, id: MemberId) -> watch::R
                     is_me: leader == Some(id),
                 }
             };
-            sender.send_if_modified(|before| std::mem::replace(before, now) != now);
+            if sender.send_if_modified(|before| std::mem::replace(before, now) != now) {
+                match now.leader {
+                    Some(leader) => {
+                        tracing::info!(member = id, leader, term = now.term, "a controller leads")
+                    }
+                    None => tracing::info!(member = id, term = now.term, "no controller leads"),
+                }
+            }
             if metrics.changed().await.is_err() {
                 sender.send_replace(Leadership {
                     leader: None,
