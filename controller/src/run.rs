@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
@@ -192,10 +192,20 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
     ended.map_or(Ok(()), |cause| Err(RunError::Ended(cause)))
 }
 
+/// On `[::]` both families are heard, unless the machine has no IPv6.
 async fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| RunError::Listen { address, source })
+    let bound = match TcpListener::bind(address).await {
+        Err(cause) if without_ipv6(&cause) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| RunError::Listen { address, source })
+}
+
+fn without_ipv6(cause: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97; // Linux, include/uapi/asm-generic/errno.h
+    cause.kind() == io::ErrorKind::AddrNotAvailable || cause.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 async fn wait(mut stopped: watch::Receiver<bool>) {
