@@ -38,9 +38,8 @@ pub fn exec(
             source,
         }
     };
-    let home = None;
-    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, home)?;
     let (kinds, user) = kinds(target.pid).map_err(host("look at the container's namespaces"))?;
+    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, user, None)?;
     plan.joins_user = user;
     let pidfd = target
         .pidfd

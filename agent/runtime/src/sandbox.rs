@@ -421,8 +421,7 @@ pub(crate) fn sysctl_path(name: &str) -> String {
     format!("sys/{}", name.replace('.', "/"))
 }
 
-/// A child with the host's rights over the pod's network and IPC namespaces writes them: the files of the IPC namespace
-/// belong to the host's root.
+/// A child in the pod's network and IPC namespaces writes them.
 fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError> {
     let proc = crate::container::open_proc().map_err(step("open /proc"))?;
     let mut writes = Vec::new();
@@ -433,6 +432,8 @@ fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError
         ));
     }
     let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
+    let user = sandbox.user();
+    let mut done = vec![false; writes.len()];
     let namespaces = [
         (sandbox.net(), libc::CLONE_NEWNET),
         (sandbox.ipc(), libc::CLONE_NEWIPC),
@@ -445,15 +446,30 @@ fn set_sysctls(sandbox: &Sandbox, spec: &SandboxSpec) -> Result<(), SandboxError
                 return i32::from(tell(theirs.as_fd(), Err(error)).is_err());
             }
         }
-        for (index, (name, value)) in writes.iter().enumerate() {
-            let written = path::open(proc.as_fd(), name, libc::O_WRONLY, 0, Resolve::Free)
-                .and_then(|file| fd::write(file.as_fd(), value.to_bytes()));
-            if let Err(error) = written {
-                let sent = socket::send(
-                    theirs.as_fd(),
-                    &message(error.raw_os_error().unwrap_or(libc::EIO), index as u32),
-                );
-                return i32::from(sent.is_err());
+        // As the host's root, then those that it may not write as the pod's: which of them owns the files of the IPC
+        // namespace has changed between kernels.
+        for pass in 0..2 {
+            for (index, (name, value)) in writes.iter().enumerate() {
+                if done[index] {
+                    continue;
+                }
+                let written = path::open(proc.as_fd(), name, libc::O_WRONLY, 0, Resolve::Free)
+                    .and_then(|file| fd::write(file.as_fd(), value.to_bytes()));
+                match written {
+                    Ok(_) => done[index] = true,
+                    Err(error)
+                        if pass == 0 && user.is_some() && error.raw_os_error() == Some(libc::EACCES) => {}
+                    Err(error) => {
+                        let answer = message(error.raw_os_error().unwrap_or(libc::EIO), index as u32);
+                        return i32::from(socket::send(theirs.as_fd(), &answer).is_err());
+                    }
+                }
+            }
+            if done.iter().all(|done| *done) {
+                break;
+            }
+            if let Err(error) = join_user(user) {
+                return i32::from(tell(theirs.as_fd(), Err(error)).is_err());
             }
         }
         i32::from(tell(theirs.as_fd(), Ok(())).is_err())

@@ -159,12 +159,14 @@ pub(super) fn plan(
         sysctls,
         hooks: false,
     };
+    let in_users = namespaces.user.is_some();
     let mut plan = plan_process(
         process,
         linux.seccomp().as_ref(),
         cgroup,
         stdio,
         options,
+        in_users,
         environment_home,
     )?;
     if let Some(personality) = linux.personality() {
@@ -361,7 +363,7 @@ fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String, StartError> {
     let found = text.lines().find_map(|line| {
         let mut fields = line.split(':');
         let id: u32 = fields.nth(2)?.parse().ok()?;
-        (id == uid).then(|| fields.nth(1)).flatten()
+        (id == uid).then(|| fields.nth(2)).flatten()
     });
     Ok(found
         .filter(|home| home.starts_with('/'))
@@ -378,6 +380,7 @@ pub(crate) fn plan_process(
     cgroup: &Cgroup,
     stdio: Stdio,
     options: &Options<'_>,
+    in_user_namespace: bool,
     home: Option<String>,
 ) -> Result<Plan, StartError> {
     for (field, given) in [
@@ -403,7 +406,7 @@ pub(crate) fn plan_process(
         environment.push(c_string("process.env", &format!("HOME={home}"))?);
     }
     let user = process.user();
-    let (capabilities, unbound, ambient) = capabilities(process.capabilities().as_ref())?;
+    let (capabilities, unbound, ambient) = capabilities(process.capabilities().as_ref(), in_user_namespace)?;
     let (raise, limits) = limits(process)?;
     let stdio = match stdio {
         Stdio::Fds([input, output, error]) => {
@@ -492,7 +495,7 @@ fn oom_score_adj(process: &Process) -> Result<Option<CString>, StartError> {
 type Bits = (CapSets, Vec<u32>, Vec<u32>);
 
 /// The sets to give, the numbers to take out of the bounding set, the ambient ones.
-fn capabilities(sets: Option<&LinuxCapabilities>) -> Result<Bits, StartError> {
+fn capabilities(sets: Option<&LinuxCapabilities>, in_user_namespace: bool) -> Result<Bits, StartError> {
     let mask = |set: Option<&oci_spec::runtime::Capabilities>| set.map_or(0, capability::mask);
     let bounding = mask(sets.and_then(|sets| sets.bounding().as_ref()));
     let permitted = mask(sets.and_then(|sets| sets.permitted().as_ref()));
@@ -508,15 +511,13 @@ fn capabilities(sets: Option<&LinuxCapabilities>) -> Result<Bits, StartError> {
     let mut unbound = Vec::new();
     let mut have = 0u64;
     for number in 0..64 {
-        match cred::has_bounding(number) {
-            Ok(true) => {
-                have |= 1 << number;
-                if bounding & 1 << number == 0 {
-                    unbound.push(number);
-                }
-            }
-            Ok(false) => {}
-            Err(_) => break, // EINVAL: the kernel has no capability of this number.
+        let Ok(ours) = cred::has_bounding(number) else {
+            break; // EINVAL: the kernel has no capability of this number.
+        };
+        // A process that enters a user namespace gets every capability in it, also those that we have lost ourselves.
+        have |= u64::from(ours || in_user_namespace) << number;
+        if bounding & 1 << number == 0 {
+            unbound.push(number);
         }
     }
     // What the host itself lacks cannot be given. runc and crun go on without; a manifest that names it should say so.

@@ -250,14 +250,25 @@ pub fn setsid() -> io::Result<()> {
 
 /// All signals as a fresh program expects them: default action, none blocked.
 pub fn reset_signals() -> io::Result<()> {
+    // The kernel's own struct sigaction: handler, flags, restorer, mask; all zero is SIG_DFL. The raw call, as the C
+    // library refuses the two signals that it keeps for itself and that a caller may have ignored all the same.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP || signal == 32 || signal == 33 {
-            continue; // the kernel's, and the two that the C library keeps and never ignores
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
         }
-        // SAFETY: SIG_DFL is no function of ours; nothing of ours runs on a signal after this.
-        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
+        // SAFETY: `default` is as long as the kernel's structure and lives through the call; a null old one means that it
+        // is not wanted. SIG_DFL is no function of ours.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
+        cvt(ret)?;
     }
     // SAFETY: sigset_t is plain data, for which zero is valid and here means "empty".
     let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
