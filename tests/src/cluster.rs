@@ -73,7 +73,10 @@ impl Cluster {
         let name = format!("{}{}", base36(std::process::id()), base36(count));
         let outside = File::open("/proc/thread-self/ns/net").expect("own network namespace");
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
-        let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
+        let status = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+            .expect("ip");
         assert!(status.success(), "loopback: {status}");
         let cluster = Self {
             before: Traces::of(&name),
@@ -93,7 +96,14 @@ impl Cluster {
         let (controllers, nodes) = (self.controllers.to_string(), self.nodes.to_string());
         let binaries = machine::binaries().display().to_string();
         let mut words = vec!["dev", "up", "--name", &self.name, "--bin-dir", &binaries];
-        words.extend(["--controllers", &controllers, "--nodes", &nodes, "--timeout", "120"]);
+        words.extend([
+            "--controllers",
+            &controllers,
+            "--nodes",
+            &nodes,
+            "--timeout",
+            "120",
+        ]);
         words.extend(self.arguments.iter().map(String::as_str));
         self.ok(&words);
     }
@@ -167,7 +177,10 @@ impl Cluster {
     pub fn import_hello(&self) {
         let image = self.directory().join("hello-image");
         let script = machine::root().join("deploy/hello-image");
-        let status = Command::new(script).arg(&image).status().expect("deploy/hello-image");
+        let status = Command::new(script)
+            .arg(&image)
+            .status()
+            .expect("deploy/hello-image");
         assert!(status.success(), "deploy/hello-image: {status}");
         self.ok(&["image", "import", &image.display().to_string(), "hello:1"]);
     }
@@ -255,7 +268,9 @@ impl Cluster {
             let line = text
                 .lines()
                 .find(|line| line.split_whitespace().any(|word| word == "leader"))?;
-            let name = line.split_whitespace().find(|word| word.starts_with("controller-"))?;
+            let name = line
+                .split_whitespace()
+                .find(|word| word.starts_with("controller-"))?;
             Some(name.to_owned())
         })
     }
@@ -275,7 +290,8 @@ impl Cluster {
     #[track_caller]
     pub fn pod_group(&self, pod: &Value, controller: &str) -> PathBuf {
         let uid = pod["metadata"]["uid"].as_str().expect("a uid");
-        let top = kernel::group(controller, &format!("/bulkhead-{}", self.name)).expect("the cluster's cgroup");
+        let top =
+            kernel::group(controller, &format!("/bulkhead-{}", self.name)).expect("the cluster's cgroup");
         let all = kernel::groups_below(&top);
         let found = all.into_iter().find(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

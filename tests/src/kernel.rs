@@ -40,7 +40,8 @@ pub fn runs(pid: i32) -> bool {
 
 /// The inode of one of a process's namespaces, as `net:[4026531840]`.
 pub fn namespace(pid: i32, kind: &str) -> String {
-    let link = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace of a running process");
+    let link =
+        std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace of a running process");
     link.display().to_string()
 }
 

@@ -79,7 +79,10 @@ pub fn interfaces() -> Vec<String> {
 }
 
 fn nft_tables() -> Vec<String> {
-    let output = Command::new("nft").args(["list", "tables"]).output().expect("nft");
+    let output = Command::new("nft")
+        .args(["list", "tables"])
+        .output()
+        .expect("nft");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(str::to_owned)

@@ -1,0 +1,227 @@
+//! Processes are killed without warning; what was promised goes on.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::cluster::{is_ready, text};
+use tests::{Cluster, can_run, kernel, wait_for};
+
+/// Names, uids and revisions of everything that a restart must keep.
+fn objects(cluster: &Cluster) -> Vec<(String, String, String)> {
+    let mut all = Vec::new();
+    for kind in ["deployments", "replicasets", "configmaps", "namespaces"] {
+        let list: Value =
+            serde_json::from_str(&cluster.ok(&["get", kind, "-A", "-o", "json"])).expect("JSON");
+        for object in list["items"].as_array().expect("items") {
+            all.push((
+                format!("{kind}/{}", text(object, "/metadata/name")),
+                text(object, "/metadata/uid"),
+                text(object, "/metadata/resourceVersion"),
+            ));
+        }
+    }
+    all.sort();
+    all
+}
+
+fn containers(cluster: &Cluster, selector: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = cluster
+        .list("pods", selector)
+        .iter()
+        .flat_map(|pod| cluster.first_processes(pod))
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[test]
+fn a_write_succeeds_within_two_seconds_of_the_leaders_death() {
+    if !can_run(
+        "a_write_succeeds_within_two_seconds_of_the_leaders_death",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    let cluster = Cluster::up(3, 1);
+    cluster.apply_example("hello.yaml");
+    cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+    let before = containers(&cluster, "app=hello");
+    assert_eq!(before.len(), 2);
+    let manifest = cluster.manifest(
+        "after.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: after\ndata:\n  key: value\n",
+    );
+    let manifest = manifest.display().to_string();
+    let leader = cluster.leader();
+    let started = Instant::now();
+    cluster.kill(&leader);
+    wait_for("a write after the leader's death", Duration::from_secs(2), || {
+        let output = cluster.ctl(&["apply", "-f", &manifest]);
+        (output.code == 0).then_some(())
+    });
+    println!("write after {} ms", started.elapsed().as_millis());
+    assert_eq!(text(&cluster.get("configmap/after"), "/data/key"), "value");
+    assert_eq!(containers(&cluster, "app=hello"), before, "containers restarted");
+}
+
+#[test]
+fn a_killed_agent_finds_its_containers_again() {
+    if !can_run("a_killed_agent_finds_its_containers_again", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply_example("hello.yaml");
+    let pods = cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+    let before = containers(&cluster, "app=hello");
+    assert_eq!(before.len(), 2);
+    let agent = cluster.process("node-1").pid;
+    cluster.kill("node-1");
+    assert!(
+        before.iter().all(|pid| kernel::runs(*pid)),
+        "containers ended with the agent"
+    );
+    cluster.bring_up();
+    assert_ne!(cluster.process("node-1").pid, agent);
+    // Adopted is more than alive: the new agent answers for them, and ends them.
+    let name = text(&pods[0], "/metadata/name");
+    wait_for("exec through the new agent", Duration::from_secs(30), || {
+        (cluster.ctl(&["exec", &name, "--", "true"]).code == 0).then_some(())
+    });
+    cluster.all_ready("app=hello", 2, Duration::from_secs(30));
+    assert_eq!(containers(&cluster, "app=hello"), before, "containers restarted");
+    for pod in cluster.list("pods", "app=hello") {
+        let restarts = pod.pointer("/status/containerStatuses/0/restartCount");
+        assert!(restarts.is_none_or(|count| count == 0), "restarts: {restarts:?}");
+    }
+    cluster.ok(&["delete", "deployment/hello", "--cascade", "foreground"]);
+    wait_for("the end of adopted containers", Duration::from_secs(30), || {
+        before.iter().all(|pid| !kernel::runs(*pid)).then_some(())
+    });
+}
+
+#[test]
+fn pods_of_a_dead_node_run_elsewhere() {
+    if !can_run("pods_of_a_dead_node_run_elsewhere", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 3);
+    cluster.apply_example("web.yaml");
+    cluster.all_ready("app=web", 6, Duration::from_secs(60));
+    let started = Instant::now();
+    cluster.kill_node("node-2");
+    // 10 s is the promise on a machine of its own; this one also runs other tests.
+    wait_for(
+        "six ready pods on the other nodes",
+        Duration::from_secs(20),
+        || {
+            let pods = cluster.list("pods", "app=web");
+            let elsewhere = pods
+                .iter()
+                .filter(|pod| text(pod, "/spec/nodeName") != "node-2" && is_ready(pod));
+            (elsewhere.count() == 6).then_some(())
+        },
+    );
+    println!("replaced after {} ms", started.elapsed().as_millis());
+    let nodes = cluster.ok(&["get", "nodes"]);
+    let row = nodes
+        .lines()
+        .find(|line| line.starts_with("node-2"))
+        .unwrap_or_default();
+    assert!(row.contains("NotReady"), "{nodes}");
+}
+
+#[test]
+fn every_object_survives_the_death_of_all_controllers() {
+    if !can_run(
+        "every_object_survives_the_death_of_all_controllers",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    let cluster = Cluster::up(3, 1);
+    cluster.apply_example("hello.yaml");
+    cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+    cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kept\ndata:\n  key: value\n");
+    let pids = containers(&cluster, "app=hello");
+    let uids = |cluster: &Cluster| -> Vec<String> {
+        let pods = cluster.list("pods", "app=hello");
+        let mut uids: Vec<String> = pods.iter().map(|pod| text(pod, "/metadata/uid")).collect();
+        uids.sort();
+        uids
+    };
+    let (before, pods) = (objects(&cluster), uids(&cluster));
+    for number in 1..=3 {
+        cluster.kill(&format!("controller-{number}"));
+    }
+    cluster.bring_up();
+    wait_for("an answer after the restart", Duration::from_secs(30), || {
+        (cluster.ctl(&["get", "nodes"]).code == 0).then_some(())
+    });
+    assert_eq!(objects(&cluster), before);
+    assert_eq!(uids(&cluster), pods);
+    assert_eq!(containers(&cluster, "app=hello"), pids, "containers restarted");
+    cluster.ok(&["scale", "deployment/hello", "--replicas", "3"]);
+    cluster.all_ready("app=hello", 3, Duration::from_secs(60));
+}
+
+#[test]
+fn a_killed_container_starts_again() {
+    if !can_run("a_killed_container_starts_again", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply_example("hello.yaml");
+    let pods = cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+    let name = text(&pods[0], "/metadata/name");
+    let first = cluster.first_processes(&pods[0]);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(first[0]),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .expect("kill");
+    let pod = wait_for("a restart", Duration::from_secs(30), || {
+        let pod = cluster.get(&format!("pod/{name}"));
+        let restarts = pod
+            .pointer("/status/containerStatuses/0/restartCount")?
+            .as_i64()?;
+        (restarts == 1 && is_ready(&pod)).then_some(pod)
+    });
+    assert_eq!(
+        pod.pointer("/status/containerStatuses/0/lastState/terminated/exitCode"),
+        Some(&Value::from(137))
+    );
+    assert_eq!(text(&pod, "/status/podIP"), text(&pods[0], "/status/podIP"));
+}
+
+#[test]
+fn a_killed_monitor_costs_a_restart_and_nothing_else() {
+    if !can_run(
+        "a_killed_monitor_costs_a_restart_and_nothing_else",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply_example("hello.yaml");
+    let pods = cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+    let uid = text(&pods[0], "/metadata/uid");
+    let monitor = kernel::processes().into_iter().find(|pid| {
+        let line = kernel::command_line(*pid);
+        line.first()
+            .is_some_and(|word| word.ends_with("bulkhead-runtime"))
+            && line.iter().any(|word| word.contains(&uid))
+    });
+    let monitor = monitor.expect("a monitor that names its pod");
+    let first = cluster.first_processes(&pods[0]);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(monitor),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .expect("kill");
+    wait_for(
+        "the end of the orphaned container",
+        Duration::from_secs(20),
+        || first.iter().all(|pid| !kernel::runs(*pid)).then_some(()),
+    );
+    cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+}

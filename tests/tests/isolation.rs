@@ -1,0 +1,224 @@
+//! What a container is kept from, read from the kernel.
+
+use std::time::Duration;
+
+use tests::cluster::text;
+use tests::{Cluster, can_run, kernel, wait_for};
+
+const LIMITED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: limited
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: hello:1
+      command: ["sleep", "3600"]
+      resources:
+        requests: {memory: 500Mi}
+        limits: {cpu: 500m, memory: 1Gi}
+"#;
+
+fn read(path: &std::path::Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.trim().to_owned()
+}
+
+#[test]
+fn limits_stand_in_the_cgroup_files() {
+    if !can_run("limits_stand_in_the_cgroup_files", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(LIMITED);
+    let pod = cluster.ready("limited");
+    let cpu = cluster.container_group(&pod, "main", "cpu");
+    let memory = cluster.container_group(&pod, "main", "memory");
+    if kernel::is_v1("cpu") {
+        assert_eq!(read(&cpu.join("cpu.cfs_quota_us")), "50000");
+        assert_eq!(read(&cpu.join("cpu.cfs_period_us")), "100000");
+    } else {
+        assert_eq!(read(&cpu.join("cpu.max")), "50000 100000");
+    }
+    if kernel::is_v1("memory") {
+        assert_eq!(
+            read(&memory.join("memory.limit_in_bytes")),
+            (1_u64 << 30).to_string()
+        );
+        assert_eq!(
+            read(&memory.join("memory.soft_limit_in_bytes")),
+            (500_u64 << 20).to_string()
+        );
+    } else {
+        assert_eq!(read(&memory.join("memory.max")), (1_u64 << 30).to_string());
+        assert_eq!(read(&memory.join("memory.low")), (500_u64 << 20).to_string());
+    }
+    let pids = cluster.container_group(&pod, "main", "pids");
+    assert_ne!(
+        read(&pids.join("pids.max")),
+        "max",
+        "without a limit a fork bomb takes the node"
+    );
+    let own = cluster.first_processes(&pod);
+    assert_eq!(own.len(), 1);
+    assert!(
+        kernel::members(&memory).contains(&own[0]),
+        "the process is in its group"
+    );
+}
+
+#[test]
+fn root_inside_is_nobody_outside_and_alone() {
+    if !can_run("root_inside_is_nobody_outside_and_alone", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(LIMITED);
+    let pod = cluster.ready("limited");
+    let pid = cluster.first_processes(&pod)[0];
+    let status = kernel::status(pid);
+    let outside: u32 = status["Uid"]
+        .split_whitespace()
+        .next()
+        .expect("a uid")
+        .parse()
+        .expect("a uid");
+    assert!(outside >= 65_536, "root inside is uid {outside} outside");
+    assert_eq!(cluster.ok(&["exec", "limited", "--", "id", "-u"]).trim(), "0");
+    assert_eq!(status["Seccomp"], "2");
+    assert_eq!(status["NoNewPrivs"], "1");
+    for kind in ["user", "pid", "net", "ipc", "uts", "mnt", "cgroup"] {
+        let own = kernel::namespace(std::process::id().cast_signed(), kind);
+        assert_ne!(kernel::namespace(pid, kind), own, "shares the {kind} namespace");
+    }
+    let inside = |script: &str| cluster.ok(&["exec", "limited", "--", "sh", "-c", script]);
+    assert_eq!(inside("hostname").trim(), "limited");
+    let processes = inside("ps -o pid,args");
+    assert!(
+        processes.lines().count() <= 5,
+        "sees processes of others:\n{processes}"
+    );
+    let interfaces = inside("cat /proc/net/dev | tail -n +3 | cut -d: -f1");
+    let mut interfaces: Vec<&str> = interfaces.split_whitespace().collect();
+    interfaces.sort_unstable();
+    assert_eq!(interfaces, ["eth0", "lo"]);
+    let host = std::process::Command::new("hostname").output().expect("hostname");
+    assert_ne!(
+        inside("hostname").trim(),
+        String::from_utf8_lossy(&host.stdout).trim()
+    );
+}
+
+#[test]
+fn privileged_calls_fail_inside() {
+    if !can_run("privileged_calls_fail_inside", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(LIMITED);
+    cluster.ready("limited");
+    for (what, script) in [
+        ("set the clock", "date -s 2001-01-01"),
+        ("load a module", "insmod /bin/busybox"),
+        ("make a user namespace", "unshare -U true"),
+        ("make a mount", "mount -t tmpfs none /tmp"),
+        ("make a device", "mknod /tmp/disk b 8 0"),
+        ("change a sysctl of the kernel", "echo 1 > /proc/sys/kernel/panic"),
+        ("write to /sys", "echo 1 > /sys/kernel/profiling"),
+        ("reboot", "reboot -f"),
+        ("use a raw socket", "traceroute -I -m 1 -w 1 127.0.0.1"),
+    ] {
+        let output = cluster.ctl(&["exec", "limited", "--", "sh", "-c", script]);
+        assert_ne!(
+            output.code, 0,
+            "a container can {what}: {}{}",
+            output.stdout, output.stderr
+        );
+    }
+    // The container itself is none the worse.
+    assert_eq!(
+        cluster.ok(&["exec", "limited", "--", "echo", "alive"]).trim(),
+        "alive"
+    );
+}
+
+#[test]
+fn inspect_shows_the_kernels_values() {
+    if !can_run("inspect_shows_the_kernels_values", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(LIMITED);
+    let pod = cluster.ready("limited");
+    let table = cluster.ok(&["inspect", "pod/limited"]);
+    println!("{table}");
+    let pid = cluster.first_processes(&pod)[0];
+    assert!(table.contains(&format!("pid {pid}")), "{table}");
+    let rows: Vec<&str> = table.lines().skip(2).collect();
+    assert!(rows.len() >= 10, "few layers:\n{table}");
+    assert!(rows.iter().all(|row| row.contains(" yes ")), "{table}");
+}
+
+#[test]
+fn a_layer_weakened_from_outside_is_named() {
+    if !can_run("a_layer_weakened_from_outside_is_named", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(LIMITED);
+    let pod = cluster.ready("limited");
+    let (file, value) = if kernel::is_v1("pids") {
+        (
+            cluster
+                .container_group(&pod, "main", "memory")
+                .join("memory.limit_in_bytes"),
+            "-1",
+        )
+    } else {
+        (
+            cluster.container_group(&pod, "main", "memory").join("memory.max"),
+            "max",
+        )
+    };
+    std::fs::write(&file, value).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let output = cluster.ctl(&["inspect", "pod/limited"]);
+    assert_eq!(output.code, 1, "{}{}", output.stdout, output.stderr);
+    assert!(output.stderr.contains("memory"), "{}", output.stderr);
+    // `ctl inspect` reads at once; the pod's condition follows within a minute.
+    wait_for("the condition Isolated=False", Duration::from_secs(90), || {
+        let pod = cluster.get("pod/limited");
+        let conditions = pod["status"]["conditions"].as_array()?.clone();
+        let isolated = conditions
+            .iter()
+            .find(|condition| condition["type"] == "Isolated")?;
+        (isolated["status"] == "False" && text(isolated, "/message").contains("memory")).then_some(())
+    });
+}
+
+#[test]
+fn a_quick_container_has_a_random_id_as_its_hostname() {
+    if !can_run(
+        "a_quick_container_has_a_random_id_as_its_hostname",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.ok(&[
+        "run",
+        "--name",
+        "web",
+        "--command",
+        "hello:1",
+        "--",
+        "sleep",
+        "3600",
+    ]);
+    cluster.ready("web");
+    let name = cluster.ok(&["exec", "web", "--", "hostname"]);
+    let name = name.trim();
+    assert_eq!(name.len(), 12, "{name}");
+    assert!(name.bytes().all(|byte| byte.is_ascii_hexdigit()), "{name}");
+}
