@@ -18,6 +18,7 @@ pub mod exec;
 pub mod inspect;
 pub mod monitor;
 pub mod name;
+pub mod oci;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

@@ -21,9 +21,7 @@ fn main() -> ExitCode {
                 }
             }
         }
-        _ => {
-            eprintln!("usage: bulkhead-runtime monitor --dir DIR");
-            ExitCode::FAILURE
-        }
+        // A process's own code may be any; ours are small and not negative.
+        _ => ExitCode::from(u8::try_from(runtime::oci::main(arguments)).unwrap_or(u8::MAX)),
     }
 }

@@ -136,7 +136,10 @@ impl Exec {
     pub(super) fn time_out(&mut self) {
         self.timed_out = true;
         self.deadline = None;
-        for pid in descendants(self.running.pid) {
+        let tree = descendants(self.running.pid);
+        // Its own process first, which else could see a child's end and go on.
+        signal_group(&self.running, libc::SIGKILL);
+        for pid in tree {
             // A number taken from /proc a moment ago; one that has gone since is no error.
             if let Err(error) = sys::process::kill(pid, libc::SIGKILL)
                 && error.raw_os_error() != Some(libc::ESRCH)
@@ -144,7 +147,6 @@ impl Exec {
                 eprintln!("failed to kill process {pid} of an exec: {error}");
             }
         }
-        signal_group(&self.running, libc::SIGKILL);
     }
 
     /// It was reaped.

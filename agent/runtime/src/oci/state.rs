@@ -1,0 +1,217 @@
+//! A container on disk between two commands: `ROOT/ID/` holds `state.json`, the FIFO that `start` releases, and `lock`.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+use super::{OciError, SPEC_VERSION};
+use crate::cgroup::{Cgroup, Layout};
+
+/// The only words for where a container is in its life (runtime-spec 1.2, runtime.md, State; `paused` is runc's).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    Created,
+    Running,
+    Stopped,
+    Paused,
+}
+
+/// What is kept.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) pid: i32,
+    /// Field 22 of /proc/PID/stat: with the number it names the process for good.
+    pub(super) start_time: u64,
+    pub(super) cgroup: PathBuf,
+    pub(super) created: String,
+    pub(super) config: Spec,
+}
+
+/// A container's directory, locked.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+fn fail<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> OciError + use<'a> {
+    move |source| OciError::File {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Directory {
+    /// Makes it; the id must be new.
+    pub(super) fn create(root: &Path, id: &str) -> Result<Self, OciError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(fail("make", root))?;
+        let path = root.join(id);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(super::refused(format!(
+                    "container with given ID already exists: {id}"
+                )));
+            }
+            result => result.map_err(fail("make", &path))?,
+        }
+        Self::lock(path)
+    }
+
+    /// Opens that of an existing container.
+    pub(super) fn open(root: &Path, id: &str) -> Result<Self, OciError> {
+        let path = root.join(id);
+        if !path.is_dir() {
+            return Err(OciError::NoContainer { id: id.to_owned() });
+        }
+        Self::lock(path)
+    }
+
+    fn lock(path: PathBuf) -> Result<Self, OciError> {
+        let file = path.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&file)
+            .map_err(fail("open", &file))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| fail("lock", &file)(io::Error::from(errno)))?;
+        Ok(Directory { path, _lock: lock })
+    }
+
+    pub(super) fn fifo(&self) -> PathBuf {
+        self.path.join("exec.fifo")
+    }
+
+    /// Writes the record: after a crash it is there whole or not at all.
+    pub(super) fn write(&self, record: &Record) -> Result<(), OciError> {
+        let path = self.path.join("state.json");
+        let new = self.path.join("state.json.new");
+        let bytes = serde_json::to_vec(record).map_err(|source| OciError::Json {
+            path: path.clone(),
+            source,
+        })?;
+        let written = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| file.write_all(&bytes));
+        // No sync: nothing of a container outlives the machine's run, nor does this.
+        written
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(fail("write", &path))
+    }
+
+    /// Reads the record; none when the container's creation did not come that far.
+    pub(super) fn read(&self) -> Result<Option<Record>, OciError> {
+        let path = self.path.join("state.json");
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(fail("read", &path))?,
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| OciError::Json { path, source })
+    }
+
+    /// Removes it.
+    pub(super) fn remove(self) -> Result<(), OciError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fail("remove", &self.path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn status(&self, record: &Record) -> Result<Status, OciError> {
+        if record.process()?.is_none() {
+            return Ok(Status::Stopped);
+        }
+        if self.fifo().exists() {
+            return Ok(Status::Created);
+        }
+        if record.cgroup()?.is_frozen()? {
+            Ok(Status::Paused)
+        } else {
+            Ok(Status::Running)
+        }
+    }
+}
+
+impl Record {
+    /// Its process by descriptor; none once it has ended.
+    pub(super) fn process(&self) -> Result<Option<OwnedFd>, OciError> {
+        let pidfd = match sys::process::pidfd_open(self.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+            Err(source) => {
+                return Err(OciError::Step {
+                    action: "name the container's process",
+                    source,
+                });
+            }
+        };
+        // The descriptor holds the number: if the start time is the container's now, it is the container's process.
+        let same = start_time(self.pid).is_ok_and(|time| time == self.start_time);
+        let ended =
+            sys::fd::wait_readable(pidfd.as_fd(), Some(std::time::Duration::ZERO)).map_err(|source| {
+                OciError::Step {
+                    action: "look at the container's process",
+                    source,
+                }
+            })?;
+        Ok((same && !ended).then_some(pidfd))
+    }
+
+    pub(super) fn cgroup(&self) -> Result<Cgroup, OciError> {
+        Ok(Cgroup::open(&Layout::detect()?, &self.cgroup)?)
+    }
+
+    /// What `state` prints and `list` lists.
+    pub(super) fn describe(&self, status: Status) -> serde_json::Value {
+        let rootfs = self
+            .config
+            .root()
+            .as_ref()
+            .map(|root| self.bundle.join(root.path()));
+        serde_json::json!({
+            "ociVersion": SPEC_VERSION,
+            "id": self.id,
+            "pid": if status == Status::Stopped { 0 } else { self.pid },
+            "status": status,
+            "bundle": self.bundle,
+            "rootfs": rootfs,
+            "created": self.created,
+            "annotations": self.config.annotations().clone().unwrap_or_default(),
+            "owner": "",
+        })
+    }
+}
+
+/// When a process started, in clock ticks since boot.
+pub(super) fn start_time(pid: i32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything; the last parenthesis ends it. Field 3 follows.
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace()
+        .nth(19)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}

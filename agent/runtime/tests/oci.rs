@@ -1,0 +1,256 @@
+//! The OCI command line, called as engines call it: needs root and busybox (static).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use runtime::cgroup::{Cgroup, Layout};
+use tempfile::TempDir;
+
+struct Bundle {
+    temp: TempDir,
+    cgroup: PathBuf,
+}
+
+impl Bundle {
+    fn new(name: &str, script: &str) -> Bundle {
+        let temp = tempfile::Builder::new()
+            .prefix("bulkhead-oci-")
+            .tempdir()
+            .unwrap();
+        let root = temp.path().join("rootfs");
+        for directory in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::copy("/usr/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        for applet in ["sh", "sleep", "cat", "echo"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        let cgroup = PathBuf::from(format!("/bulkhead-test-oci-{}-{name}", std::process::id()));
+        let mut spec: Spec = runtime::defaults::spec();
+        let mut process = spec.process().clone().unwrap();
+        process.set_args(Some(vec!["/bin/sh".into(), "-c".into(), script.into()]));
+        let mut linux = spec.linux().clone().unwrap();
+        linux.set_cgroups_path(Some(cgroup.join("c")));
+        let kinds = [
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Cgroup,
+            LinuxNamespaceType::Network,
+            LinuxNamespaceType::Ipc,
+            LinuxNamespaceType::Uts,
+        ];
+        let namespaces = kinds.map(|kind| {
+            let mut namespace = LinuxNamespace::default();
+            namespace.set_typ(kind).set_path(None);
+            namespace
+        });
+        linux.set_namespaces(Some(namespaces.into()));
+        let mut rootfs = oci_spec::runtime::Root::default();
+        rootfs.set_path("rootfs".into()).set_readonly(Some(false));
+        spec.set_process(Some(process))
+            .set_linux(Some(linux))
+            .set_root(Some(rootfs));
+        let bundle = Bundle { temp, cgroup };
+        bundle.write(&spec);
+        bundle
+    }
+
+    fn write(&self, spec: &Spec) {
+        fs::write(self.path().join("config.json"), serde_json::to_vec(spec).unwrap()).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"));
+        command
+            .arg("--root")
+            .arg(self.path().join("state"))
+            .args(arguments)
+            .current_dir(self.path());
+        command
+    }
+
+    fn call(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Calls with streams that do not keep us waiting for the container's.
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.call(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Creates with the container's output in `out`.
+    #[track_caller]
+    fn create(&self, arguments: &[&str]) {
+        let out = fs::File::create(self.path().join("out")).unwrap();
+        let status = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{}", self.out());
+    }
+
+    fn out(&self) -> String {
+        fs::read_to_string(self.path().join("out")).unwrap()
+    }
+
+    fn status(&self) -> String {
+        let state: serde_json::Value = serde_json::from_str(&self.succeed(&["state", "c"])).unwrap();
+        state["status"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn wait_status(&self, status: &str) {
+        let begin = Instant::now();
+        while self.status() != status {
+            assert!(
+                begin.elapsed() < Duration::from_secs(30),
+                "not {status} but {}",
+                self.status()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let forced = self.call(&["delete", "--force", "c"]);
+        assert!(forced.status.success());
+        let cgroup = Cgroup::open(&Layout::detect().unwrap(), &self.cgroup).unwrap();
+        cgroup.remove(Duration::from_secs(10)).unwrap();
+    }
+}
+
+#[test]
+fn a_container_goes_through_its_life() {
+    let bundle = Bundle::new("life", "echo hello; exec sleep 1000");
+    // Flags after the id as well as before.
+    bundle.create(&[
+        "create",
+        "c",
+        "--bundle",
+        bundle.path().to_str().unwrap(),
+        "--pid-file",
+        "pid",
+    ]);
+    assert_eq!(bundle.status(), "created");
+    assert_eq!(bundle.out(), "");
+    let pid = fs::read_to_string(bundle.path().join("pid")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&bundle.succeed(&["state", "c"])).unwrap();
+    assert_eq!(state["pid"].to_string(), pid);
+    assert_eq!(state["id"], "c");
+    assert!(!bundle.call(&["create", "c"]).status.success(), "the id is taken");
+    bundle.succeed(&["start", "c"]);
+    bundle.wait_status("running");
+    assert!(!bundle.call(&["start", "c"]).status.success());
+    assert!(!bundle.call(&["delete", "c"]).status.success());
+    let begin = Instant::now();
+    while bundle.out() != "hello\n" {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{}", bundle.out());
+    }
+    assert_eq!(
+        bundle.succeed(&["ps", "--format", "json", "c"]).trim(),
+        format!("[{pid}]")
+    );
+    assert!(bundle.succeed(&["list"]).contains("running"));
+    let exec = bundle.call(&["exec", "--env", "A=b", "c", "/bin/sh", "-c", "echo $A; exit 9"]);
+    assert_eq!(
+        (exec.status.code(), exec.stdout.as_slice()),
+        (Some(9), &b"b\n"[..]),
+        "{exec:?}"
+    );
+    bundle.succeed(&["pause", "c"]);
+    assert_eq!(bundle.status(), "paused");
+    bundle.succeed(&["resume", "c"]);
+    assert_eq!(bundle.status(), "running");
+    bundle.succeed(&["kill", "c", "KILL"]);
+    bundle.wait_status("stopped");
+    assert!(!bundle.call(&["kill", "c", "9"]).status.success());
+    bundle.succeed(&["delete", "c"]);
+    assert!(!bundle.call(&["state", "c"]).status.success());
+    assert_eq!(fs::read_dir(bundle.path().join("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn run_waits_gives_the_exit_code_and_leaves_nothing() {
+    let bundle = Bundle::new("run", "echo out; exit 6");
+    let output = bundle.call(&["run", "c"]);
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(6), &b"out\n"[..]),
+        "{output:?}"
+    );
+    assert!(!bundle.call(&["state", "c"]).status.success());
+}
+
+#[test]
+fn failures_are_told_in_the_words_that_engines_look_for_and_leave_nothing() {
+    let bundle = Bundle::new("words", "true");
+    let log = bundle.path().join("log.json");
+    for (program, words) in [
+        ("no-such-program", "executable file not found in $PATH"),
+        ("/no/such", "no such file or directory"),
+        ("/etc", "permission denied"),
+    ] {
+        let mut spec: Spec =
+            serde_json::from_slice(&fs::read(bundle.path().join("config.json")).unwrap()).unwrap();
+        let mut process = spec.process().clone().unwrap();
+        process.set_args(Some(vec![program.into()]));
+        spec.set_process(Some(process));
+        bundle.write(&spec);
+        let output = bundle.call(&[
+            "--log",
+            log.to_str().unwrap(),
+            "--log-format",
+            "json",
+            "create",
+            "c",
+        ]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = fs::read_to_string(&log).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last["level"], "error");
+        assert!(last["msg"].as_str().unwrap().contains(words), "{last}");
+        assert_eq!(fs::read_dir(bundle.path().join("state")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn version_has_three_lines_and_bad_use_is_refused() {
+    let bundle = Bundle::new("version", "true");
+    assert_eq!(bundle.succeed(&["--version"]).lines().count(), 3);
+    let features: serde_json::Value = serde_json::from_str(&bundle.succeed(&["features"])).unwrap();
+    assert!(features["linux"]["namespaces"].as_array().unwrap().len() >= 7);
+    for arguments in [
+        &["state", "../x"][..],
+        &["state"],
+        &["frobnicate", "c"],
+        &["update", "c"],
+        &["create", "--frobnicate", "c"],
+        &["create", "--console-socket", "x", "c"],
+        &[],
+    ] {
+        assert_eq!(bundle.call(arguments).status.code(), Some(1), "{arguments:?}");
+    }
+    let made = tempfile::tempdir().unwrap();
+    bundle.succeed(&["spec", "--bundle", made.path().to_str().unwrap()]);
+    let spec: Spec = serde_json::from_slice(&fs::read(made.path().join("config.json")).unwrap()).unwrap();
+    assert!(spec.process().is_some());
+}
