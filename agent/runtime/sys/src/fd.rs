@@ -84,9 +84,8 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: the buffer is ours and as long as told.
-        match cvt(
-            unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long,
-        ) {
+        let ret = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        match cvt(ret as libc::c_long) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result.map(|count| count as usize),
         }

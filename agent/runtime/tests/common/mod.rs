@@ -20,7 +20,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Ids of the pods in tests.
 pub(crate) const RANGE: IdRange = IdRange {
-    start: 1_000_000,
+    start: 700_000_000,
     count: 65_536,
 };
 
