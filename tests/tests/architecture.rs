@@ -147,3 +147,101 @@ fn pure_and_small_crates_reach_nothing_that_breaks_their_promise() {
         assert!(allowed.contains(&name.as_str()), "sys reaches {name}");
     }
 }
+
+fn page() -> String {
+    std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md")
+}
+
+/// The words between single backticks.
+fn code_spans(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The rows of the table below `heading`, each as its two cells.
+fn table<'a>(page: &'a str, heading: &str) -> Vec<(&'a str, &'a str)> {
+    let section = page
+        .split("\n## ")
+        .find(|section| section.starts_with(heading))
+        .expect("the section");
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    rows.filter_map(|line| line.trim_matches('|').split_once('|'))
+        .map(|(left, right)| (left.trim(), right.trim()))
+        .skip(1) // the heading; the rule below it begins with `|-`
+        .collect()
+}
+
+#[test]
+fn the_page_names_only_paths_that_are_there() {
+    let page = page();
+    let mut count = 0;
+    for span in code_spans(&page) {
+        let first = span.split('/').next().unwrap_or_default();
+        let ends_as_path = [".rs", ".md", ".toml", ".proto", "/"]
+            .iter()
+            .any(|end| span.ends_with(end));
+        let is_path = span.contains('/') && !span.contains(' ') && root().join(first).is_dir();
+        if !is_path && !ends_as_path {
+            continue;
+        }
+        count += 1;
+        let path = match span.split_once("/*") {
+            Some((directory, _)) => directory,
+            None => span,
+        };
+        assert!(
+            root().join(path).exists(),
+            "ARCHITECTURE.md names `{span}`, which is not there"
+        );
+    }
+    assert!(count > 30, "only {count} paths found: the search is broken");
+}
+
+#[test]
+fn the_pages_import_table_is_the_cargo_metadata() {
+    let page = page();
+    let imports = imports(&metadata());
+    let told: BTreeMap<String, BTreeSet<String>> = table(&page, "Who imports whom")
+        .into_iter()
+        .map(|(name, list)| {
+            let list = code_spans(list).into_iter().map(str::to_owned).collect();
+            (name.trim_matches('`').to_owned(), list)
+        })
+        .collect();
+    assert_eq!(told, imports);
+}
+
+#[test]
+fn every_guard_that_the_page_names_is_a_test() {
+    let page = page();
+    let mut sources = String::new();
+    collect_sources(&root(), &mut sources);
+    let rows = table(&page, "What always holds");
+    assert!(
+        rows.len() > 10,
+        "only {} rows found: the search is broken",
+        rows.len()
+    );
+    for (promise, guard) in rows {
+        let name = guard.trim_matches('`');
+        if guard.starts_with("the lint") {
+            continue;
+        }
+        assert!(
+            sources.contains(&format!("fn {name}(")),
+            "`{promise}` is guarded by no test `{name}`"
+        );
+    }
+}
+
+/// The text of every source file of ours.
+fn collect_sources(directory: &Path, all: &mut String) {
+    for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() && name != "target" && name != ".git" {
+            collect_sources(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&std::fs::read_to_string(&path).expect("a source file"));
+        }
+    }
+}
