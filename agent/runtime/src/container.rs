@@ -7,6 +7,8 @@ mod child;
 mod mounts;
 mod options;
 mod plan;
+mod program;
+mod recipe;
 mod report;
 mod rootfs;
 
@@ -22,8 +24,9 @@ use sys::socket;
 
 pub use sys::tty::Size;
 
-pub(crate) use child::{Plan, open_proc};
-pub(crate) use plan::plan_process;
+pub(crate) use child::open_proc;
+pub(crate) use program::{has_variable, home, plan_process};
+pub(crate) use recipe::Plan;
 pub(crate) use report::Failure;
 
 use crate::cgroup::Cgroup;
@@ -432,7 +435,7 @@ struct Explain {
 
 impl Explain {
     fn of(plan: &Plan, names: &Names) -> Explain {
-        let path = |target: &child::Target| {
+        let path = |target: &recipe::Target| {
             target
                 .prefixes
                 .last()
@@ -511,7 +514,7 @@ impl Explain {
             Step::Label => "set the security label".to_owned(),
             Step::Limit => {
                 let resource = self.limits.get(index).copied().unwrap_or_default();
-                format!("set the resource limit {}", plan::rlimit_name(resource))
+                format!("set the resource limit {}", program::rlimit_name(resource))
             }
             Step::Personality => "set the personality".to_owned(),
             Step::Directory => format!("chdir to cwd ({:?}) set in config.json", self.names.directory),

@@ -39,7 +39,14 @@ pub fn exec(
         }
     };
     let (kinds, user) = kinds(target.pid).map_err(host("look at the container's namespaces"))?;
-    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, user, None)?;
+    let home = if container::has_variable(process, "HOME") {
+        None
+    } else {
+        let path = format!("/proc/{}/root", target.pid);
+        let root = fs::File::open(path).map_err(host("open the container's root"))?;
+        Some(container::home(root.as_fd(), process.user().uid())?)
+    };
+    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, user, home)?;
     plan.joins_user = user;
     let pidfd = target
         .pidfd

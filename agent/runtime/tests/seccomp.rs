@@ -1,6 +1,8 @@
 //! The default profile, as the kernel holds it: the filter of a running container is dumped and evaluated for every
 //! syscall number.
 
+#![allow(clippy::unwrap_used)] // a test that fails
+
 mod common;
 
 use std::os::fd::AsFd;

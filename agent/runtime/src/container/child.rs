@@ -5,137 +5,13 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use sys::cred::{CapSets, Rlimit};
 use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
-use sys::process::{CStrings, CloneArgs};
+use sys::process::CloneArgs;
 use sys::{cred, fd, mount, path, process, socket, tty};
 
+use super::recipe::{MountPlan, Plan, ProcessPlan, RootPlan, StdioPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
-use crate::cgroup::Entry;
-
-/// A place below the container's root, component by component so that what is missing can be made.
-#[derive(Debug)]
-pub(crate) struct Target {
-    /// `a`, `a/b`, `a/b/c`.
-    pub(crate) prefixes: Vec<CString>,
-    /// `a`, `b`, `c`.
-    pub(crate) names: Vec<CString>,
-    /// How links on the way are taken.
-    pub(crate) resolve: Resolve,
-    /// The magic number of the file system it must lie on, for places below /proc and /sys.
-    pub(crate) magic: Option<i64>,
-}
-
-/// What is mounted.
-#[derive(Debug)]
-pub(crate) enum What {
-    /// A tree that the parent made.
-    Tree { tree: OwnedFd, directory: bool },
-    /// A file system that only a member of the container's namespaces can make.
-    New {
-        fstype: CString,
-        options: Vec<(CString, Option<CString>)>,
-        attributes: u64,
-        propagation: u64,
-    },
-    /// A change of what is there already.
-    Change { change: Change, recursive: bool },
-}
-
-/// One mount.
-#[derive(Debug)]
-pub(crate) struct MountPlan {
-    pub(crate) target: Target,
-    pub(crate) what: What,
-}
-
-/// The container's view of the file system and what else belongs to its namespaces.
-#[derive(Debug)]
-pub(crate) struct RootPlan {
-    /// Detached.
-    pub(crate) root: OwnedFd,
-    /// An existing directory of the host's, covered in the container's mount namespace until the pivot.
-    pub(crate) place: CString,
-    pub(crate) mounts: Vec<MountPlan>,
-    pub(crate) masked: Vec<Target>,
-    pub(crate) readonly: Vec<Target>,
-    pub(crate) readonly_root: bool,
-    pub(crate) propagation: u64,
-    pub(crate) loopback: bool,
-    pub(crate) hostname: Option<CString>,
-    pub(crate) domainname: Option<CString>,
-    /// Path below /proc, value.
-    pub(crate) sysctls: Vec<(CString, CString)>,
-    pub(crate) hooks: bool,
-}
-
-/// Standard streams.
-#[derive(Debug)]
-pub(crate) enum StdioPlan {
-    Fds([OwnedFd; 3]),
-    Terminal {
-        socket: OwnedFd,
-        size: Option<tty::Size>,
-    },
-}
-
-/// The process itself.
-#[derive(Debug)]
-pub(crate) struct ProcessPlan {
-    pub(crate) candidates: Vec<CString>,
-    pub(crate) arguments: CStrings,
-    pub(crate) environment: CStrings,
-    pub(crate) directory: CString,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
-    pub(crate) umask: u32,
-    pub(crate) limits: Vec<Rlimit>,
-    pub(crate) personality: Option<u64>,
-    /// Capabilities to take out of the bounding set.
-    pub(crate) unbound: Vec<u32>,
-    pub(crate) capabilities: CapSets,
-    pub(crate) ambient: Vec<u32>,
-    pub(crate) no_new_privs: bool,
-    /// SIGKILL at the death of the caller of `start`.
-    pub(crate) die_with_parent: bool,
-    pub(crate) seccomp: Option<(Vec<sys::seccomp::Instruction>, u32)>,
-    /// File below /proc/thread-self and what to write: the label of the next exec.
-    pub(crate) labels: Vec<(CString, CString)>,
-    pub(crate) stdio: StdioPlan,
-    pub(crate) preserve_fds: u32,
-    pub(crate) new_keyring: bool,
-    /// Readable once the process may begin; none to begin at once.
-    pub(crate) release: Option<OwnedFd>,
-}
-
-/// Everything.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    pub(crate) entry: Entry,
-    /// The host's procfs, verified.
-    pub(crate) proc: OwnedFd,
-    pub(crate) oom_score_adj: Option<CString>,
-    pub(crate) raise: Vec<Rlimit>,
-    /// With the kinds; a user namespace last, as joining the others takes the host's rights or those of their owner.
-    pub(crate) joins: Vec<(OwnedFd, i32)>,
-    /// A user namespace is among `joins`: ids must be set to be anybody.
-    pub(crate) joins_user: bool,
-    /// `CLONE_NEW*` of the container's process.
-    pub(crate) clone_flags: u64,
-    pub(crate) cgroup_namespace: bool,
-    pub(crate) root: Option<RootPlan>,
-    pub(crate) process: ProcessPlan,
-}
-
-impl Plan {
-    /// Whether a first process must join namespaces and make the container's process as its sibling: setns of a user
-    /// namespace comes before making the others, and of a PID namespace is for children only.
-    pub(crate) fn needs_first(&self) -> bool {
-        !self.joins.is_empty()
-    }
-}
 
 /// The first child: what is done with the host's rights, then joining.
 pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {

@@ -11,8 +11,8 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount};
 use sys::mount::{self, Change, FsContext};
 use sys::path::{self, Resolve};
 
-use super::child::{MountPlan, Target, What};
 use super::options::{self, MountOptions};
+use super::recipe::{MountPlan, Target, What};
 use super::rootfs::c_path;
 use super::{StartError, host};
 use crate::cgroup::{Cgroup, Layout};

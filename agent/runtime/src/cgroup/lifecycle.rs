@@ -1,0 +1,276 @@
+//! The processes of a group: listing, killing and freezing them, and removing the group once they are gone.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::libc::{EBUSY, ENOTEMPTY, ESRCH, SIGKILL};
+
+use super::{Cgroup, CgroupError, read, read_if_there, write, write_if_there};
+
+/// Most entries listed of one group, and most depth below it: a container that makes more has our refusal, not our memory.
+const LISTED_MAX: usize = 1 << 20;
+const DEPTH_MAX: usize = 64;
+/// How long a freeze may take: a process in an uninterruptible sleep holds it up.
+const STATE_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks at a state of which the kernel sends no word.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+impl Cgroup {
+    /// Process ids in the group and below.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = BTreeSet::new();
+        for directory in self.directories() {
+            for group in below(&directory)? {
+                let Some(text) = read_if_there(&group.join("cgroup.procs"))? else {
+                    continue;
+                };
+                pids.extend(
+                    text.lines()
+                        .take(LISTED_MAX)
+                        .filter_map(|line| line.parse::<i32>().ok()),
+                );
+            }
+        }
+        Ok(pids.into_iter().collect())
+    }
+
+    /// SIGKILL for every process in the group and below, frozen ones too. They may take a moment to go.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        if let Some(unified) = self.unified()
+            && write_if_there(&unified.join("cgroup.kill"), "1")?
+        {
+            // v2 killed all in its own tree; a member of a v1 group alone is found below.
+        }
+        if !self.layout.is_v2() {
+            // Frozen first, or a process that forks as fast as we read would never be caught.
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if self.unified().is_none() {
+                self.freezer_v1("FROZEN")?;
+            }
+            for pid in self.pids()? {
+                match sys::process::kill(pid, SIGKILL) {
+                    Err(error) if error.raw_os_error() != Some(ESRCH) => {
+                        return Err(CgroupError::File {
+                            action: "kill a process of",
+                            path: self.path(),
+                            value: Some(pid.to_string()),
+                            source: error,
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            // A frozen process takes its SIGKILL only when thawed.
+            self.freezer_v1("THAWED")?;
+        }
+        Ok(())
+    }
+
+    /// Stops every process in the group and below until `thaw`.
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        self.set_frozen(true)
+    }
+
+    /// Lets them run again.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        if self.layout.is_v2() {
+            let path = self.layout.mounts()[0].join(&self.path);
+            write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+            let want = if frozen { "frozen 1" } else { "frozen 0" };
+            return self.wait_until("freeze", || {
+                Ok(read(&path.join("cgroup.events"))?
+                    .lines()
+                    .any(|line| line == want))
+            });
+        }
+        let state = if frozen { "FROZEN" } else { "THAWED" };
+        if !self.freezer_v1(state)? {
+            return Err(CgroupError::Unsupported {
+                what: "freezing".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// False when there is no freezer.
+    fn freezer_v1(&self, state: &str) -> Result<bool, CgroupError> {
+        let Some(directory) = self.controller("freezer") else {
+            return Ok(false);
+        };
+        let file = directory.join("freezer.state");
+        if !write_if_there(&file, state)? {
+            return Ok(false);
+        }
+        self.wait_until("freeze", || {
+            let now = read(&file)?;
+            if now.trim() == state {
+                return Ok(true);
+            }
+            // v1 may stay in FREEZING when a process forked meanwhile; writing again makes it try again.
+            write(&file, state)?;
+            Ok(false)
+        })?;
+        Ok(true)
+    }
+
+    /// Whether its processes are stopped.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        if self.layout.is_v2() {
+            let path = self.layout.mounts()[0].join(&self.path).join("cgroup.events");
+            return Ok(read_if_there(&path)?.is_some_and(|text| text.lines().any(|line| line == "frozen 1")));
+        }
+        match self.controller("freezer") {
+            Some(path) => {
+                Ok(read_if_there(&path.join("freezer.state"))?.is_some_and(|text| text.trim() == "FROZEN"))
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Looks again until it is so; the kernel tells nobody about these changes. Bounded by STATE_WAIT.
+    fn wait_until(
+        &self,
+        action: &'static str,
+        mut reached: impl FnMut() -> Result<bool, CgroupError>,
+    ) -> Result<(), CgroupError> {
+        let begin = Instant::now();
+        while !reached()? {
+            if begin.elapsed() > STATE_WAIT {
+                let source = io::ErrorKind::TimedOut.into();
+                return Err(CgroupError::File {
+                    action,
+                    path: self.path(),
+                    value: None,
+                    source,
+                });
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Removes the group and all below it, waiting for processes that are on their way out. Absent ones are no error.
+    pub fn remove(&self, patience: Duration) -> Result<(), CgroupError> {
+        let begin = Instant::now();
+        for directory in self.directories() {
+            for group in below(&directory)?.iter().rev() {
+                loop {
+                    match fs::remove_dir(group) {
+                        Ok(()) => break,
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                        Err(error) if error.raw_os_error() == Some(EBUSY) => {
+                            if begin.elapsed() >= patience {
+                                return Err(CgroupError::Busy {
+                                    path: group.clone(),
+                                    waited_ms: begin.elapsed().as_millis(),
+                                });
+                            }
+                            wait_for_members(group, patience.saturating_sub(begin.elapsed()))?;
+                        }
+                        Err(source) => {
+                            return Err(CgroupError::File {
+                                action: "remove",
+                                path: group.clone(),
+                                value: None,
+                                source,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the parents that are empty now, up to but not including `top`.
+    pub fn remove_empty_parents(&self, top: &Path) -> Result<(), CgroupError> {
+        let mut path = self.path();
+        while path.pop() && path != top && path != Path::new("/") {
+            for directory in Self::open(&self.layout, &path)?.directories() {
+                match fs::remove_dir(&directory) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    // Somebody else's child or process.
+                    Err(error) if matches!(error.raw_os_error(), Some(EBUSY | ENOTEMPTY)) => return Ok(()),
+                    Err(source) => {
+                        return Err(CgroupError::File {
+                            action: "remove",
+                            path: directory,
+                            value: None,
+                            source,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a member of a group has ended, or a moment when none can be named.
+fn wait_for_members(group: &Path, patience: Duration) -> Result<(), CgroupError> {
+    let text = read_if_there(&group.join("cgroup.procs"))?.unwrap_or_default();
+    let first = text
+        .lines()
+        .find_map(|line| line.parse::<i32>().ok())
+        .filter(|pid| *pid > 0);
+    let Some(pid) = first else {
+        // The last thread is past its exit but not out of the group: the kernel does not say when.
+        std::thread::sleep(POLL_INTERVAL);
+        return Ok(());
+    };
+    match sys::process::pidfd_open(pid) {
+        Ok(pidfd) => sys::fd::wait_readable(pidfd.as_fd(), Some(patience))
+            .map(drop)
+            .map_err(|source| CgroupError::File {
+                action: "wait for a process of",
+                path: group.to_owned(),
+                value: None,
+                source,
+            }),
+        Err(_) => Ok(()), // It has gone since.
+    }
+}
+
+/// The directory and every group below it, parents first.
+fn below(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let mut found = vec![directory.to_owned()];
+    let mut next = 0;
+    let depth = directory.components().count();
+    while next < found.len() {
+        let here = found[next].clone();
+        next += 1;
+        if here.components().count() - depth >= DEPTH_MAX || found.len() >= LISTED_MAX {
+            continue;
+        }
+        let entries = match fs::read_dir(&here) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                return Err(CgroupError::File {
+                    action: "list",
+                    path: here,
+                    value: None,
+                    source,
+                });
+            }
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}

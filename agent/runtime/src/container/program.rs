@@ -1,0 +1,374 @@
+//! The process of the specification as a recipe: program, environment, user, rights, limits, streams.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::libc;
+use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, PosixRlimitType, Process};
+use sys::cred::{self, CapSets, Rlimit};
+use sys::path::{self, Resolve};
+use sys::process::CStrings;
+
+use super::child::open_proc;
+use super::recipe::{Plan, ProcessPlan, StdioPlan};
+use super::{Options, StartError, Stdio, above_stdio, host};
+use crate::capability;
+use crate::cgroup::Cgroup;
+use crate::seccomp;
+
+pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
+    StartError::Invalid {
+        field: field.into(),
+        reason: reason.into(),
+    }
+}
+
+pub(super) fn selinux_enabled() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+fn apparmor_enabled() -> bool {
+    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
+}
+
+pub(super) fn c_string(field: &str, value: &str) -> Result<CString, StartError> {
+    CString::new(value).map_err(|_| invalid(field, "NUL byte"))
+}
+
+pub(crate) fn has_variable(process: &Process, name: &str) -> bool {
+    variable(process, name).is_some()
+}
+
+fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
+    let env = process.env().as_deref().unwrap_or_default();
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The image's word for a user's home; "/" when it has none.
+pub(crate) fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String, StartError> {
+    let fallback = "/".to_owned();
+    let file = match path::open(
+        root,
+        c"etc/passwd",
+        libc::O_RDONLY | libc::O_NONBLOCK,
+        0,
+        Resolve::InRoot,
+    ) {
+        Ok(file) => file,
+        // No such file, or one that cannot be what it says: the image's own fault and no reason to refuse it.
+        Err(_) => return Ok(fallback),
+    };
+    if !path::stat(file.as_fd())
+        .map_err(host("look at /etc/passwd"))?
+        .is_file()
+    {
+        return Ok(fallback);
+    }
+    let mut text = Vec::new();
+    let mut limited = io::Read::take(fs::File::from(file), PASSWD_BYTES_MAX);
+    io::Read::read_to_end(&mut limited, &mut text).map_err(host("read /etc/passwd"))?;
+    let text = String::from_utf8_lossy(&text);
+    let found = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let id: u32 = fields.nth(2)?.parse().ok()?;
+        (id == uid).then(|| fields.nth(2)).flatten()
+    });
+    Ok(found
+        .filter(|home| home.starts_with('/'))
+        .map_or(fallback, str::to_owned))
+}
+
+/// Of a file that the image controls.
+const PASSWD_BYTES_MAX: u64 = 1 << 20;
+
+/// The part that a further process in a running container has too. Namespaces and root are empty.
+pub(crate) fn plan_process(
+    process: &Process,
+    profile: Option<&LinuxSeccomp>,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    options: &Options<'_>,
+    in_user_namespace: bool,
+    home: Option<String>,
+) -> Result<Plan, StartError> {
+    for (field, given) in [
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+    ] {
+        if given {
+            return Err(invalid(field, "not supported"));
+        }
+    }
+    let arguments = process.args().as_deref().unwrap_or_default();
+    let program = arguments.first().filter(|program| !program.is_empty());
+    let program = program.ok_or_else(|| invalid("process.args", "must name a program"))?;
+    if !process.cwd().is_absolute() {
+        return Err(invalid("process.cwd", "must be absolute"));
+    }
+    let strings = |field: &str, list: &[String]| -> Result<Vec<CString>, StartError> {
+        list.iter().map(|value| c_string(field, value)).collect()
+    };
+    let mut environment = strings("process.env", process.env().as_deref().unwrap_or_default())?;
+    if let Some(home) = home {
+        environment.push(c_string("process.env", &format!("HOME={home}"))?);
+    }
+    let user = process.user();
+    let (capabilities, unbound, ambient) = capabilities(process.capabilities().as_ref(), in_user_namespace)?;
+    let (raise, limits) = limits(process)?;
+    let stdio = match stdio {
+        Stdio::Fds([input, output, error]) => {
+            let above = |fd| above_stdio(fd).map_err(host("hold the standard streams"));
+            StdioPlan::Fds([above(input)?, above(output)?, above(error)?])
+        }
+        Stdio::Terminal { socket, size } => StdioPlan::Terminal {
+            socket: above_stdio(socket).map_err(host("hold the console socket"))?,
+            size: size.or_else(|| {
+                let size = process.console_size()?;
+                Some(sys::tty::Size {
+                    columns: u16::try_from(size.width()).unwrap_or(u16::MAX),
+                    rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
+                })
+            }),
+        },
+    };
+    let seccomp = match profile {
+        Some(profile) => Some(seccomp::prepare(profile, options.seccomp_cache)?),
+        None => None,
+    };
+    Ok(Plan {
+        entry: cgroup.entry()?,
+        proc: open_proc().map_err(host("open /proc"))?,
+        oom_score_adj: oom_score_adj(process)?,
+        raise,
+        joins: Vec::new(),
+        joins_user: false,
+        clone_flags: 0,
+        cgroup_namespace: false,
+        root: None,
+        process: ProcessPlan {
+            candidates: candidates(process, program)?,
+            arguments: CStrings::new(strings("process.args", arguments)?),
+            environment: CStrings::new(environment),
+            directory: c_string("process.cwd", &process.cwd().to_string_lossy())?,
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+            umask: user.umask().unwrap_or(0o022),
+            limits,
+            personality: None,
+            unbound,
+            capabilities,
+            ambient,
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            seccomp,
+            labels: labels(process)?,
+            stdio,
+            preserve_fds: options.preserve_fds,
+            die_with_parent: options.die_with_parent,
+            new_keyring: !options.keep_keyring,
+            release: None,
+        },
+    })
+}
+
+/// Where the program may lie: as execvp(3), with the PATH of the process itself.
+fn candidates(process: &Process, program: &str) -> Result<Vec<CString>, StartError> {
+    if program.contains('/') {
+        return Ok(vec![c_string("process.args", program)?]);
+    }
+    let path = variable(process, "PATH").unwrap_or(crate::defaults::PATH);
+    path.split(':')
+        .map(|directory| if directory.is_empty() { "." } else { directory })
+        .map(|directory| c_string("process.args", &format!("{directory}/{program}")))
+        .collect()
+}
+
+/// What to write, unless it is what we have already.
+fn oom_score_adj(process: &Process) -> Result<Option<CString>, StartError> {
+    let Some(value) = process.oom_score_adj() else {
+        return Ok(None);
+    };
+    if !(-1000..=1000).contains(&value) {
+        return Err(invalid("process.oomScoreAdj", "must be -1000 to 1000"));
+    }
+    let own =
+        fs::read_to_string("/proc/self/oom_score_adj").map_err(host("read /proc/self/oom_score_adj"))?;
+    if own.trim() == value.to_string() {
+        return Ok(None);
+    }
+    c_string("process.oomScoreAdj", &value.to_string()).map(Some)
+}
+
+type Bits = (CapSets, Vec<u32>, Vec<u32>);
+
+/// The sets to give, the numbers to take out of the bounding set, the ambient ones.
+fn capabilities(sets: Option<&LinuxCapabilities>, in_user_namespace: bool) -> Result<Bits, StartError> {
+    let mask = |set: Option<&oci_spec::runtime::Capabilities>| set.map_or(0, capability::mask);
+    let bounding = mask(sets.and_then(|sets| sets.bounding().as_ref()));
+    let permitted = mask(sets.and_then(|sets| sets.permitted().as_ref()));
+    let inheritable = mask(sets.and_then(|sets| sets.inheritable().as_ref()));
+    let effective = mask(sets.and_then(|sets| sets.effective().as_ref()));
+    let ambient = mask(sets.and_then(|sets| sets.ambient().as_ref()));
+    if effective & !permitted != 0 {
+        return Err(invalid(
+            "process.capabilities.effective",
+            "has what is not in permitted",
+        ));
+    }
+    let mut unbound = Vec::new();
+    let mut have = 0u64;
+    for number in 0..64 {
+        let Ok(ours) = cred::has_bounding(number) else {
+            break; // EINVAL: the kernel has no capability of this number.
+        };
+        // A process that enters a user namespace gets every capability in it, also those that we have lost ourselves.
+        have |= u64::from(ours || in_user_namespace) << number;
+        if bounding & 1 << number == 0 {
+            unbound.push(number);
+        }
+    }
+    // What the host itself lacks cannot be given. runc and crun go on without; a manifest that names it should say so.
+    let missing = (bounding | permitted) & !have;
+    if missing != 0 {
+        let names = capability::names(missing).join(", ");
+        return Err(invalid(
+            "process.capabilities",
+            format!("this machine's runtime has no {names} to give"),
+        ));
+    }
+    // Ambient needs both; a set that lacks one of them has none to raise.
+    let ambient = ambient & permitted & inheritable;
+    let ambient = (0..64).filter(|bit| ambient & 1 << bit != 0).collect();
+    Ok((
+        CapSets {
+            effective,
+            permitted,
+            inheritable,
+        },
+        unbound,
+        ambient,
+    ))
+}
+
+/// Hard limits to raise with the host's rights, and all limits as they are to be in the end.
+fn limits(process: &Process) -> Result<(Vec<Rlimit>, Vec<Rlimit>), StartError> {
+    let mut raise = Vec::new();
+    let mut limits: Vec<Rlimit> = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        let resource = RESOURCES
+            .iter()
+            .find(|(kind, _, _)| *kind == limit.typ())
+            .map_or(u32::MAX, |(_, number, _)| *number);
+        let field = format!("process.rlimits.{}", rlimit_name(resource));
+        if limits.iter().any(|other| other.resource == resource) {
+            return Err(invalid(field, "given twice"));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(invalid(field, "the soft limit is above the hard one"));
+        }
+        let now = cred::getrlimit(resource).map_err(host("read a resource limit"))?;
+        let wanted = Rlimit {
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        };
+        if wanted.hard > now.hard {
+            raise.push(Rlimit {
+                hard: wanted.hard,
+                ..now
+            });
+        }
+        limits.push(wanted);
+    }
+    Ok((raise, limits))
+}
+
+const RESOURCES: [(PosixRlimitType, u32, &str); 16] = [
+    (PosixRlimitType::RlimitCpu, libc::RLIMIT_CPU, "RLIMIT_CPU"),
+    (PosixRlimitType::RlimitFsize, libc::RLIMIT_FSIZE, "RLIMIT_FSIZE"),
+    (PosixRlimitType::RlimitData, libc::RLIMIT_DATA, "RLIMIT_DATA"),
+    (PosixRlimitType::RlimitStack, libc::RLIMIT_STACK, "RLIMIT_STACK"),
+    (PosixRlimitType::RlimitCore, libc::RLIMIT_CORE, "RLIMIT_CORE"),
+    (PosixRlimitType::RlimitRss, libc::RLIMIT_RSS, "RLIMIT_RSS"),
+    (PosixRlimitType::RlimitNproc, libc::RLIMIT_NPROC, "RLIMIT_NPROC"),
+    (
+        PosixRlimitType::RlimitNofile,
+        libc::RLIMIT_NOFILE,
+        "RLIMIT_NOFILE",
+    ),
+    (
+        PosixRlimitType::RlimitMemlock,
+        libc::RLIMIT_MEMLOCK,
+        "RLIMIT_MEMLOCK",
+    ),
+    (PosixRlimitType::RlimitAs, libc::RLIMIT_AS, "RLIMIT_AS"),
+    (PosixRlimitType::RlimitLocks, libc::RLIMIT_LOCKS, "RLIMIT_LOCKS"),
+    (
+        PosixRlimitType::RlimitSigpending,
+        libc::RLIMIT_SIGPENDING,
+        "RLIMIT_SIGPENDING",
+    ),
+    (
+        PosixRlimitType::RlimitMsgqueue,
+        libc::RLIMIT_MSGQUEUE,
+        "RLIMIT_MSGQUEUE",
+    ),
+    (PosixRlimitType::RlimitNice, libc::RLIMIT_NICE, "RLIMIT_NICE"),
+    (
+        PosixRlimitType::RlimitRtprio,
+        libc::RLIMIT_RTPRIO,
+        "RLIMIT_RTPRIO",
+    ),
+    (
+        PosixRlimitType::RlimitRttime,
+        libc::RLIMIT_RTTIME,
+        "RLIMIT_RTTIME",
+    ),
+];
+
+/// The name of a limit, for messages.
+pub(super) fn rlimit_name(resource: u32) -> &'static str {
+    RESOURCES
+        .iter()
+        .find(|(_, number, _)| *number == resource)
+        .map_or("?", |(_, _, name)| name)
+}
+
+/// The labels that the process gets at its exec. Where a security module is off there is nothing that could enforce one:
+/// an SELinux label is then left out, as every runtime does; an AppArmor profile that was asked for is refused.
+fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
+    let mut labels = Vec::new();
+    if let Some(label) = process
+        .selinux_label()
+        .as_deref()
+        .filter(|label| !label.is_empty())
+        && selinux_enabled()
+    {
+        labels.push((
+            c"thread-self/attr/exec".to_owned(),
+            c_string("process.selinuxLabel", label)?,
+        ));
+    }
+    if let Some(profile) = process
+        .apparmor_profile()
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    {
+        if apparmor_enabled() {
+            let value = c_string("process.apparmorProfile", &format!("exec {profile}"))?;
+            labels.push((c"thread-self/attr/apparmor/exec".to_owned(), value));
+        } else if profile != "unconfined" {
+            return Err(invalid(
+                "process.apparmorProfile",
+                "AppArmor is not enabled on this machine",
+            ));
+        }
+    }
+    Ok(labels)
+}
