@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod binary;
 pub mod capability;
 pub mod cgroup;
 pub mod container;

@@ -50,6 +50,9 @@ const SPEC_BYTES_MAX: u64 = 1 << 20;
 /// (started by exec).
 pub fn run(directory: &Path) -> Result<(), MonitorError> {
     let spec = read_spec(directory)?;
+    if spec.users.is_none() {
+        crate::binary::protect().map_err(step("run from a read-only mount"))?;
+    }
     become_daemon(directory)?;
     let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT];
     sys::process::block_signals(&signals).map_err(step("block signals"))?;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::arguments::Arguments;
 use super::state::{Directory, Record, Status, start_time};
@@ -173,6 +173,7 @@ fn create(root: &Path, arguments: &Arguments) -> Result<(Directory, Running), Oc
     })?;
     let config: Spec = read_json(&bundle.join("config.json"))?;
     check(&config)?;
+    protect(&config)?;
     let terminal = config
         .process()
         .as_ref()
@@ -255,6 +256,19 @@ fn build(
         ..Options::default()
     };
     Ok(container::create(spec, None, cgroup, stdio, &options, &directory.fifo(), None)?.running)
+}
+
+/// A container without a user namespace could write to our own file; nothing has been done yet that would be repeated.
+fn protect(config: &Spec) -> Result<(), OciError> {
+    let namespaces = config
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    let own = namespaces.is_some_and(|list| list.iter().any(|one| one.typ() == LinuxNamespaceType::User));
+    if own {
+        return Ok(());
+    }
+    crate::binary::protect().map_err(step("run from a read-only mount"))
 }
 
 /// What we would have to ignore is refused.
@@ -478,6 +492,7 @@ fn exec(root: &Path, arguments: &Arguments) -> Result<i32, OciError> {
             record.id
         )));
     };
+    protect(&record.config)?;
     let process = exec_process(arguments, &record)?;
     let stdio = stdio(process.terminal().unwrap_or(false), arguments)?;
     let seccomp = record

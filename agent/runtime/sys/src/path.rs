@@ -173,6 +173,15 @@ pub fn fs_magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
     Ok(raw.f_type)
 }
 
+/// Whether the mount (or its file system) through which a file was opened is read-only.
+pub fn is_readonly(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: struct statvfs is plain integers, for which zero is valid.
+    let mut raw: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `raw` is ours and lives through the call.
+    cvt_int(unsafe { libc::fstatvfs(fd.as_raw_fd(), &raw mut raw) })?;
+    Ok(raw.f_flag & libc::ST_RDONLY != 0)
+}
+
 /// Whether the effective user may execute `path`.
 pub fn may_execute(path: &CStr) -> io::Result<()> {
     // SAFETY: the path is terminated.
