@@ -83,6 +83,16 @@ pub fn mask(set: &Capabilities) -> u64 {
         .fold(0, |mask, bit| mask | 1 << bit)
 }
 
+/// What this process can give to a container in its own user namespace, as a mask; in a user namespace of the container's
+/// own every capability can be given. Asking for others is no error, they are left out: a caller with somebody to tell
+/// should.
+pub fn grantable() -> u64 {
+    let has = |number: &u32| sys::cred::has_bounding(*number);
+    (0..64)
+        .map_while(|number| has(&number).ok().map(|has| u64::from(has) << number))
+        .fold(0, |mask, bit| mask | bit)
+}
+
 /// The set that a container starts from: Docker's without NET_RAW (spoofing on the pod network; ping needs only
 /// net.ipv4.ping_group_range), without MKNOD (device nodes of one's own making are of no use in a user namespace and a
 /// danger outside one) and without AUDIT_WRITE (lets a container write records into the host's audit log).
@@ -136,6 +146,17 @@ mod tests {
             assert_eq!(parse(&name[4..].to_lowercase()), Some(capability));
         }
         assert_eq!(parse("CAP_NONSENSE"), None);
+    }
+
+    #[test]
+    fn grantable_is_the_bounding_set_of_ours() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let bounding = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapBnd:"))
+            .unwrap()
+            .trim();
+        assert_eq!(grantable(), u64::from_str_radix(bounding, 16).unwrap());
     }
 
     #[test]

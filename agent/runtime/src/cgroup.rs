@@ -64,7 +64,7 @@ pub enum CgroupError {
 }
 
 /// The controllers that pods use; a machine's others are left as they are.
-const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb"];
+const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
 /// How a process gets into a group: v1's `tasks` files, to which the child writes itself, and v2's directory for clone3.
 #[derive(Debug)]

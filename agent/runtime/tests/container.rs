@@ -582,3 +582,28 @@ fn terminal_is_of_the_containers_own_devpts() {
     );
     sandbox.destroy().unwrap();
 }
+
+/// runtime-spec 1.2, config.md, Linux Process: "SHOULD NOT fail if ... capabilities that cannot be granted".
+#[test]
+fn capabilities_that_the_host_lacks_are_left_out_without_a_user_namespace() {
+    let ground = Ground::new();
+    let mut pod = ground.sandbox_spec();
+    pod.users = None;
+    let sandbox = Sandbox::create(&pod, &ground.layout).unwrap();
+    let cgroup = ground.cgroup("web", json!({}));
+    let mut spec = ground.container("web", "grep CapBnd /proc/self/status; cat /proc/self/uid_map");
+    let all = capability::ALL.map(|(capability, _)| capability);
+    spec.config
+        .process_mut()
+        .as_mut()
+        .unwrap()
+        .set_capabilities(Some(capability::sets(all)));
+    let (code, output) = ground.run(&spec, Some(&sandbox), &cgroup).unwrap();
+    assert_eq!(code, 0, "{output}");
+    assert!(
+        output.starts_with(&format!("CapBnd:\t{:016x}\n", capability::grantable())),
+        "{output}"
+    );
+    assert!(output.contains("4294967295"), "{output}");
+    sandbox.destroy().unwrap();
+}

@@ -233,15 +233,10 @@ fn capabilities(sets: Option<&LinuxCapabilities>, in_user_namespace: bool) -> Re
             unbound.push(number);
         }
     }
-    // What the host itself lacks cannot be given. runc and crun go on without; a manifest that names it should say so.
-    let missing = (bounding | permitted) & !have;
-    if missing != 0 {
-        let names = capability::names(missing).join(", ");
-        return Err(invalid(
-            "process.capabilities",
-            format!("this machine's runtime has no {names} to give"),
-        ));
-    }
+    // runtime-spec 1.2, config.md, Linux Process: "Runtimes SHOULD NOT fail if the container configuration requests
+    // capabilities that cannot be granted". `capability::grantable` lets a caller say so.
+    let (effective, permitted) = (effective & have, permitted & have);
+    let inheritable = inheritable & have;
     // Ambient needs both; a set that lacks one of them has none to raise.
     let ambient = ambient & permitted & inheritable;
     let ambient = (0..64).filter(|bit| ambient & 1 << bit != 0).collect();
