@@ -4,6 +4,7 @@
 //! child (`child`) enters the cgroups and namespaces, attaches, and becomes the program. `report` is what it says.
 
 mod child;
+mod copyup;
 mod mounts;
 mod options;
 mod plan;

@@ -607,3 +607,31 @@ fn capabilities_that_the_host_lacks_are_left_out_without_a_user_namespace() {
     assert!(output.contains("4294967295"), "{output}");
     sandbox.destroy().unwrap();
 }
+
+#[test]
+fn tmpfs_with_copyup_begins_with_the_images_files() {
+    let ground = Ground::new();
+    let sandbox = ground.sandbox();
+    let cgroup = ground.cgroup("web", json!({}));
+    let data = ground.layer().join("data");
+    fs::create_dir_all(data.join("sub")).unwrap();
+    fs::write(data.join("sub/file"), "content\n").unwrap();
+    fs::set_permissions(data.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink("sub/file", data.join("link")).unwrap();
+    std::os::unix::fs::chown(data.join("sub/file"), Some(1000), Some(1000)).unwrap();
+    let mut spec = ground.container(
+        "web",
+        "cat /data/link; stat -c '%u %g %a' /data/sub/file; echo x > /data/new; stat -f -c %T /data",
+    );
+    let mount = json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs",
+        "options": ["rw", "nosuid", "nodev", "tmpcopyup", "size=1m"]});
+    spec.config
+        .mounts_mut()
+        .as_mut()
+        .unwrap()
+        .push(serde_json::from_value(mount).unwrap());
+    let (code, output) = ground.run(&spec, Some(&sandbox), &cgroup).unwrap();
+    assert_eq!((code, &*output), (0, "content\n1000 1000 640\ntmpfs\n"));
+    assert!(!data.join("new").exists());
+    sandbox.destroy().unwrap();
+}

@@ -65,7 +65,7 @@ fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
 
 /// With the host's rights.
 fn begin(plan: &Plan) -> Result<(), Failure> {
-    // First of all: what we do is charged to the container. "0" is the writer; it takes no lock (KERNEL: 5.5 and later).
+    // First of all: what we do is charged to the container. "0" is the writer; it takes no lock (Linux 5.5 and later).
     for (index, tasks) in plan.entry.tasks.iter().enumerate() {
         at(Step::EnterCgroup, index, fd::write(tasks.as_fd(), b"0"))?;
     }

@@ -14,7 +14,7 @@ use sys::path::{self, Resolve};
 use super::options::{self, MountOptions};
 use super::recipe::{MountPlan, Target, What};
 use super::rootfs::c_path;
-use super::{StartError, host};
+use super::{StartError, copyup, host};
 use crate::cgroup::{Cgroup, Layout};
 use crate::sandbox;
 
@@ -23,6 +23,8 @@ const MOUNTS_MAX: usize = 1024;
 
 /// What the mounts depend on.
 pub(super) struct Context<'a> {
+    /// The container's root file system.
+    pub(super) root: BorrowedFd<'a>,
     /// The container's user namespace, and the host id of its root.
     pub(super) users: Option<BorrowedFd<'a>>,
     pub(super) root_uid: u32,
@@ -110,6 +112,7 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
                     },
                 });
             }
+            "tmpfs" if options.copy_up => plans.push(copied(&field, mount, &options, context)?),
             _ => plans.push(new(&field, mount, kind, &options, context)?),
         }
         if plans.len() > MOUNTS_MAX {
@@ -123,6 +126,43 @@ fn clean(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
+/// A tmpfs that begins with what the image has there.
+fn copied(
+    field: &str,
+    mount: &Mount,
+    options: &MountOptions,
+    context: &Context<'_>,
+) -> Result<MountPlan, StartError> {
+    let place = target(mount.destination(), Resolve::InRoot, None)?;
+    let make = || -> io::Result<OwnedFd> {
+        let tree = tmpfs(options, context)?.mount(options.change.set & !mount::MOUNT_ATTR_RDONLY)?;
+        if let Some(path) = place.prefixes.last() {
+            copyup::copy(context.root, path, tree.as_fd())?;
+        }
+        let change = Change {
+            propagation: 0,
+            ..options.change
+        };
+        mount::change(tree.as_fd(), change, false)?;
+        Ok(tree)
+    };
+    if options.idmap.is_some() || mount.uid_mappings().is_some() {
+        return Err(invalid(field, "only bind mounts can be idmapped"));
+    }
+    let tree = make().map_err(|source| StartError::Host {
+        action: "make a tmpfs with the image's files for",
+        path: Some(mount.destination().clone()),
+        source,
+    })?;
+    Ok(MountPlan {
+        target: place,
+        what: What::Tree {
+            tree,
+            directory: true,
+        },
+    })
+}
+
 /// A file system that the child makes.
 fn new(
     field: &str,
@@ -131,9 +171,6 @@ fn new(
     options: &MountOptions,
     context: &Context<'_>,
 ) -> Result<MountPlan, StartError> {
-    if options.copy_up {
-        return Err(invalid(field, "tmpcopyup is not supported"));
-    }
     if options.idmap.is_some() || mount.uid_mappings().is_some() {
         return Err(invalid(field, "only bind mounts can be idmapped"));
     }
@@ -288,25 +325,31 @@ pub(super) fn maps(list: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
         .collect()
 }
 
+/// A tmpfs that belongs to whoever is root inside.
+fn tmpfs(options: &MountOptions, context: &Context<'_>) -> io::Result<FsContext> {
+    let tmpfs = FsContext::open(c"tmpfs")?;
+    for (key, value) in &options.data {
+        // Ours below: as whoever is root inside.
+        if key == "uid" || key == "gid" {
+            continue;
+        }
+        match value {
+            Some(value) => tmpfs.string(&CString::new(key.as_str())?, &CString::new(value.as_str())?)?,
+            None => tmpfs.flag(&CString::new(key.as_str())?)?,
+        }
+    }
+    tmpfs.string(c"uid", &CString::new(context.root_uid.to_string())?)?;
+    tmpfs.string(c"gid", &CString::new(context.root_gid.to_string())?)?;
+    if let Some(label) = context.label {
+        tmpfs.string(c"context", &CString::new(label)?)?;
+    }
+    Ok(tmpfs)
+}
+
 /// /dev: a tmpfs of ours with nodes made on the detached tree, so that they work in a user namespace too.
 fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartError> {
     let make = || -> io::Result<OwnedFd> {
-        let tmpfs = FsContext::open(c"tmpfs")?;
-        for (key, value) in &options.data {
-            // Ours below: as whoever is root inside.
-            if key == "uid" || key == "gid" {
-                continue;
-            }
-            match value {
-                Some(value) => tmpfs.string(&CString::new(key.as_str())?, &CString::new(value.as_str())?)?,
-                None => tmpfs.flag(&CString::new(key.as_str())?)?,
-            }
-        }
-        tmpfs.string(c"uid", &CString::new(context.root_uid.to_string())?)?;
-        tmpfs.string(c"gid", &CString::new(context.root_gid.to_string())?)?;
-        if let Some(label) = context.label {
-            tmpfs.string(c"context", &CString::new(label)?)?;
-        }
+        let tmpfs = tmpfs(options, context)?;
         tmpfs.mount(options.change.set & !mount::MOUNT_ATTR_NODEV & !mount::MOUNT_ATTR_RDONLY)
     };
     let tree = make().map_err(host("make /dev"))?;

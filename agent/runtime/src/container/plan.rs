@@ -85,6 +85,7 @@ pub(super) fn plan(
             .iter()
             .any(|(_, kind)| *kind == libc::CLONE_NEWNET);
     let context = Context {
+        root: root.as_fd(),
         users,
         root_uid: namespaces.root.0,
         root_gid: namespaces.root.1,
