@@ -149,6 +149,12 @@ fn copied(
     if options.idmap.is_some() || mount.uid_mappings().is_some() {
         return Err(invalid(field, "only bind mounts can be idmapped"));
     }
+    if options.data.iter().any(|(key, _)| key == "uid" || key == "gid") {
+        return Err(invalid(
+            field,
+            "uid and gid cannot be had with tmpcopyup, which takes the image's",
+        ));
+    }
     let tree = make().map_err(|source| StartError::Host {
         action: "make a tmpfs with the image's files for",
         path: Some(mount.destination().clone()),

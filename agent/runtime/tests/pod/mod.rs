@@ -56,7 +56,8 @@ impl Pod {
             id: format!("{name}-{number}"),
             hostname: Some(name.to_owned()),
             users: Some(IdRange {
-                start: 3_000_000 + number * 65_536,
+                // By process too: nextest runs each test in one of its own, at the same time.
+                start: 3_000_000 + (std::process::id() % 10_000 + number) * 65_536,
                 count: 65_536,
             }),
             network: Share::Pod,
