@@ -112,11 +112,7 @@ impl Ground {
 
     pub(crate) fn options(&self) -> Options<'static> {
         // One cache for all tests of a run: compiling takes longer than the rest of a test.
-        let directory: &'static Path = Box::leak(
-            std::env::temp_dir()
-                .join("bulkhead-test-seccomp-cache")
-                .into_boxed_path(),
-        );
+        let directory = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/seccomp-cache"));
         Options {
             seccomp_cache: Some(directory),
             ..Options::default()
