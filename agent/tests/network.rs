@@ -1,5 +1,7 @@
 //! Pods of two nodes, each node a network namespace, joined by a bridge in a third: packets that arrive are the proof.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};

@@ -1,5 +1,7 @@
 //! Real monitors with real containers, watched from outside: needs root, busybox (static), and room for cgroups of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod pod;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The OCI command line, called as engines call it: needs root and busybox (static).
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -24,8 +24,10 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+type Compressor = fn(&[u8]) -> Vec<u8>;
+
 /// An OCI layout of these layers; the compressor of each is given.
-fn oci_layout(layers: &[(Vec<u8>, fn(&[u8]) -> Vec<u8>)], wrong_diff_id: bool) -> Vec<u8> {
+fn oci_layout(layers: &[(Vec<u8>, Compressor)], wrong_diff_id: bool) -> Vec<u8> {
     let mut files: Vec<(String, Vec<u8>)> =
         vec![("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let mut blob = |bytes: Vec<u8>| {
@@ -110,7 +112,7 @@ fn an_oci_layout_becomes_an_image() {
         .import(&two_layers(false), Some("example.com/app:1"))
         .unwrap();
     let image = fixture.store.resolve("example.com/app:1").unwrap().unwrap();
-    assert_eq!(images, [image.clone()]);
+    assert_eq!(images, std::slice::from_ref(&image));
     assert_eq!(image.config.cmd, Some(vec!["/bin/app".to_owned()]));
     assert_eq!(
         fs::read(image.layers[0].join("bin/app")).unwrap(),

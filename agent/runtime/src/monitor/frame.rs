@@ -160,6 +160,10 @@ impl Decoder {
     }
 
     /// The next whole frame's payload, `None` until more bytes come.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator's `None` is its end; here more bytes may come"
+    )]
     pub fn next(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
         let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);

@@ -94,7 +94,7 @@ impl Arguments {
                 parsed.words.extend(rest.collect::<Result<Vec<_>, _>>()?);
                 break;
             }
-            let is_program = own && !argument.starts_with('-') || parsed.words.len() > 1 && own;
+            let is_program = own && (!argument.starts_with('-') || parsed.words.len() > 1);
             if is_program {
                 parsed.words.push(argument);
                 parsed.words.extend(rest.collect::<Result<Vec<_>, _>>()?);

@@ -20,16 +20,16 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A pod with its monitor.
-pub struct Pod {
+pub(super) struct Pod {
     temp: TempDir,
     directory: PathBuf,
-    pub spec: SandboxSpec,
+    pub(super) spec: SandboxSpec,
     child: RefCell<Child>,
     top: PathBuf,
 }
 
 impl Pod {
-    pub fn start(name: &str) -> Pod {
+    pub(super) fn start(name: &str) -> Pod {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let top = PathBuf::from(format!("/bulkhead-test-{}-{number}", std::process::id()));
@@ -95,24 +95,24 @@ impl Pod {
         pod
     }
 
-    pub fn directory(&self) -> &Path {
+    pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    pub fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         Client::connect(self.directory()).unwrap()
     }
 
-    pub fn raw(&self) -> UnixStream {
+    pub(super) fn raw(&self) -> UnixStream {
         UnixStream::connect(self.directory().join("monitor.sock")).unwrap()
     }
 
-    pub fn monitor_log(&self) -> String {
+    pub(super) fn monitor_log(&self) -> String {
         fs::read_to_string(self.directory().join("monitor.log")).unwrap_or_default()
     }
 
     /// A container that runs a shell script.
-    pub fn container(&self, id: &str, script: &str) -> ContainerSpec {
+    pub(super) fn container(&self, id: &str, script: &str) -> ContainerSpec {
         let base = self.temp.path().join("containers").join(id);
         for directory in ["upper", "work", "log"] {
             fs::create_dir_all(base.join(directory)).unwrap();
@@ -144,12 +144,12 @@ impl Pod {
         }
     }
 
-    pub fn log(&self, id: &str) -> PathBuf {
+    pub(super) fn log(&self, id: &str) -> PathBuf {
         self.temp.path().join("containers").join(id).join("log/0.log")
     }
 
     #[track_caller]
-    pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
+    pub(super) fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let begin = Instant::now();
         while !condition() {
             assert!(
@@ -161,13 +161,13 @@ impl Pod {
         }
     }
 
-    pub fn wait_log(&self, id: &str, text: &str) {
+    pub(super) fn wait_log(&self, id: &str, text: &str) {
         self.wait_until(text, || {
             fs::read_to_string(self.log(id)).is_ok_and(|log| log.contains(text))
         });
     }
 
-    pub fn wait_exit(&self, id: &str) -> Exit {
+    pub(super) fn wait_exit(&self, id: &str) -> Exit {
         let mut client = self.client();
         let begin = Instant::now();
         let mut seen = None;
@@ -195,12 +195,12 @@ impl Pod {
         Cgroup::open(&Layout::detect().unwrap(), &self.spec.cgroup.path).unwrap()
     }
 
-    pub fn cgroup_exists(&self) -> bool {
+    pub(super) fn cgroup_exists(&self) -> bool {
         self.cgroup().exists()
     }
 
     /// Names of the groups below the pod's.
-    pub fn cgroup_children(&self) -> Vec<String> {
+    pub(super) fn cgroup_children(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .cgroup()
             .directories()
@@ -216,7 +216,7 @@ impl Pod {
     }
 
     /// Whether a process of this pod's users has `text` in its command line.
-    pub fn finds_process(&self, text: &str) -> bool {
+    pub(super) fn finds_process(&self, text: &str) -> bool {
         use std::os::unix::fs::MetadataExt;
         let users = self.spec.users.unwrap();
         let range = users.start..users.start + users.count;
@@ -243,26 +243,26 @@ impl Pod {
             .sum()
     }
 
-    pub fn monitor_rss_kib(&self) -> u64 {
+    pub(super) fn monitor_rss_kib(&self) -> u64 {
         self.monitor_field("status", "VmRSS")
     }
 
     /// Memory that the monitor shares with nobody.
-    pub fn monitor_private_kib(&self) -> u64 {
+    pub(super) fn monitor_private_kib(&self) -> u64 {
         self.monitor_field("smaps_rollup", "Private_Dirty")
     }
 
-    pub fn kill_monitor(&self) {
+    pub(super) fn kill_monitor(&self) {
         self.child.borrow_mut().kill().unwrap();
         self.child.borrow_mut().wait().unwrap();
     }
 
-    pub fn monitor_exit(&self) -> Option<i32> {
+    pub(super) fn monitor_exit(&self) -> Option<i32> {
         self.child.borrow_mut().wait().unwrap().code()
     }
 
     /// The regular end, and nothing is left.
-    pub fn shutdown(self) {
+    pub(super) fn shutdown(self) {
         self.client().shutdown().unwrap();
         assert_eq!(self.monitor_exit(), Some(0), "{}", self.monitor_log());
         assert!(!self.cgroup_exists());
@@ -289,13 +289,13 @@ impl Drop for Pod {
     }
 }
 
-pub fn set_args(spec: &mut ContainerSpec, args: &[&str]) {
+pub(super) fn set_args(spec: &mut ContainerSpec, args: &[&str]) {
     let mut process = spec.config.process().clone().unwrap();
     process.set_args(Some(args.iter().map(|arg| (*arg).to_owned()).collect()));
     spec.config.set_process(Some(process));
 }
 
-pub fn limit_memory(spec: &mut ContainerSpec, bytes: i64) {
+pub(super) fn limit_memory(spec: &mut ContainerSpec, bytes: i64) {
     let mut linux = spec.config.linux().clone().unwrap();
     let mut resources = linux.resources().clone().unwrap_or_default();
     let mut memory = resources.memory().unwrap_or_default();
@@ -306,7 +306,7 @@ pub fn limit_memory(spec: &mut ContainerSpec, bytes: i64) {
 }
 
 /// Every frame up to the exit.
-pub fn all(session: &mut Session) -> Vec<Stream> {
+pub(super) fn all(session: &mut Session) -> Vec<Stream> {
     let mut frames = Vec::new();
     loop {
         let frame = session.receive().unwrap();
@@ -318,14 +318,14 @@ pub fn all(session: &mut Session) -> Vec<Stream> {
     }
 }
 
-pub fn ended(frames: &[Stream]) -> Ended {
+pub(super) fn ended(frames: &[Stream]) -> Ended {
     match frames.last() {
         Some(Stream::Exit(ended)) => ended.clone(),
         other => panic!("the last frame is {other:?}"),
     }
 }
 
-pub fn stdout_of(frames: &[Stream]) -> String {
+pub(super) fn stdout_of(frames: &[Stream]) -> String {
     text_of(frames, |frame| {
         if let Stream::Stdout(bytes) = frame {
             bytes
@@ -335,7 +335,7 @@ pub fn stdout_of(frames: &[Stream]) -> String {
     })
 }
 
-pub fn stderr_of(frames: &[Stream]) -> String {
+pub(super) fn stderr_of(frames: &[Stream]) -> String {
     text_of(frames, |frame| {
         if let Stream::Stderr(bytes) = frame {
             bytes
