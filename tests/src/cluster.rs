@@ -19,6 +19,9 @@ use crate::{kernel, machine, wait_for};
 /// Lines of each log that a failure shows.
 const LOG_LINES: usize = 60;
 
+/// No command takes this long; the longest is a deletion that waits for its pods.
+const CTL_SECONDS_MAX: &str = "180";
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// How a run of `ctl` ended.
@@ -115,8 +118,11 @@ impl Cluster {
 
     /// A command of the built `ctl` with this cluster's context.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(machine::binaries().join("ctl"));
+        // A call that never ends is a failure with its logs, not a run of the tests that hangs.
+        let mut command = Command::new("timeout");
         command
+            .args(["--foreground", "--kill-after", "5", CTL_SECONDS_MAX])
+            .arg(machine::binaries().join("ctl"))
             .args(words)
             .env("BULKHEAD_CONFIG", self.directory().join("config.yaml"))
             .env("HOME", self.directory())
