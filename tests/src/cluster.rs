@@ -194,7 +194,10 @@ impl Cluster {
     /// An object as JSON; null when it is not there.
     pub fn get(&self, target: &str) -> Value {
         let output = self.ctl(&["get", target, "-o", "json"]);
-        serde_json::from_str(&output.stdout).unwrap_or(Value::Null)
+        if output.code != 0 {
+            return Value::Null;
+        }
+        serde_json::from_str(&output.stdout).expect("JSON")
     }
 
     /// All objects of a kind with these labels.
@@ -309,9 +312,15 @@ impl Cluster {
     /// The directory of a container's cgroup in the hierarchy of `controller`.
     #[track_caller]
     pub fn container_group(&self, pod: &Value, container: &str, controller: &str) -> PathBuf {
-        let directory = self.pod_group(pod, controller).join(container);
-        assert!(directory.is_dir(), "no cgroup {}", directory.display());
-        directory
+        let group = self.pod_group(pod, controller);
+        // Each run of a container has a group of its own, with its number.
+        let prefix = format!("{container}-");
+        let runs = std::fs::read_dir(&group).expect("the pod's cgroup").flatten();
+        let found = runs.map(|entry| entry.path()).find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&prefix)
+        });
+        found.unwrap_or_else(|| panic!("no group {prefix}N in {}", group.display()))
     }
 
     /// First processes of a pod's containers: those that are number 1 to themselves, in order of their ids.

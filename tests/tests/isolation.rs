@@ -120,7 +120,11 @@ fn privileged_calls_fail_inside() {
     cluster.apply(LIMITED);
     cluster.ready("limited");
     for (what, script) in [
-        ("set the clock", "date -s 2001-01-01"),
+        (
+            "set the clock",
+            // busybox says so and ends with 0 all the same.
+            "if date -s 2001-01-01 2>&1 | grep -q \"can't set\"; then exit 1; fi",
+        ),
         ("load a module", "insmod /bin/busybox"),
         ("make a user namespace", "unshare -U true"),
         ("make a mount", "mount -t tmpfs none /tmp"),

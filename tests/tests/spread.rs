@@ -25,7 +25,7 @@ fn every_pod_fetches_a_page_from_every_other() {
         // One program fetches all of them, so that seven pods need seven calls.
         let script = addresses
             .iter()
-            .map(|address| format!("wget -q -T 5 -O - http://{address}/"))
+            .map(|address| format!("timeout 5 wget -q -O - http://{address}/"))
             .collect::<Vec<_>>()
             .join(" && ");
         let pages = cluster.ok(&["exec", &name, "--", "sh", "-c", &script]);

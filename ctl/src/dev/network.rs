@@ -64,18 +64,32 @@ pub(super) async fn add_bridge(name: &str, address: Ipv4Addr) -> Result<(), CtlE
         .map_err(failed(what))
 }
 
-/// Takes the bridge away; fine when it is not there.
+/// Takes the bridge and its ports away; fine when they are not there. The kernel would remove a port with its node's
+/// namespace, but only some time after.
 pub(super) async fn remove_bridge(name: &str) -> Result<(), CtlError> {
+    use futures_util::TryStreamExt;
     let handle = connect()?;
-    match index(&handle, name).await {
-        Ok(index) => handle
-            .link()
-            .del(index)
-            .execute()
-            .await
-            .map_err(failed(format!("failed to remove {name}"))),
-        Err(_) => Ok(()),
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("failed to list interfaces"))?;
+    let port = format!("{name}-");
+    for link in links {
+        let ours = link.attributes.iter().any(
+            |attribute| matches!(attribute, LinkAttribute::IfName(own) if own == name || own.starts_with(&port)),
+        );
+        if !ours {
+            continue;
+        }
+        match handle.link().del(link.header.index).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {}
+            other => other.map_err(failed(format!("failed to remove {name}")))?,
+        }
     }
+    Ok(())
 }
 
 /// Makes a node's namespace, bound at `path`, with `eth0` on the bridge.
