@@ -173,23 +173,11 @@ fn a_layer_weakened_from_outside_is_named() {
     let cluster = Cluster::up(1, 1);
     cluster.apply(LIMITED);
     let pod = cluster.ready("limited");
-    let (file, value) = if kernel::is_v1("pids") {
-        (
-            cluster
-                .container_group(&pod, "main", "memory")
-                .join("memory.limit_in_bytes"),
-            "-1",
-        )
-    } else {
-        (
-            cluster.container_group(&pod, "main", "memory").join("memory.max"),
-            "max",
-        )
-    };
-    std::fs::write(&file, value).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let file = cluster.container_group(&pod, "main", "pids").join("pids.max");
+    std::fs::write(&file, "max").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let output = cluster.ctl(&["inspect", "pod/limited"]);
     assert_eq!(output.code, 1, "{}{}", output.stdout, output.stderr);
-    assert!(output.stderr.contains("memory"), "{}", output.stderr);
+    assert!(output.stderr.contains("pids"), "{}", output.stderr);
     // `ctl inspect` reads at once; the pod's condition follows within a minute.
     wait_for("the condition Isolated=False", Duration::from_secs(90), || {
         let pod = cluster.get("pod/limited");
@@ -197,7 +185,7 @@ fn a_layer_weakened_from_outside_is_named() {
         let isolated = conditions
             .iter()
             .find(|condition| condition["type"] == "Isolated")?;
-        (isolated["status"] == "False" && text(isolated, "/message").contains("memory")).then_some(())
+        (isolated["status"] == "False" && text(isolated, "/message").contains("pids")).then_some(())
     });
 }
 

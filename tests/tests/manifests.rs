@@ -28,7 +28,7 @@ fn bad_manifests_are_refused_with_their_place() {
         ("unknown field", pod_with("imge: x"), &["bad.yaml:9:7", "spec.containers[0].imge", "image"]),
         ("wrong type", pod_with("stdin: [1]"), &["bad.yaml:9", "stdin"]),
         ("duplicate key", pod_with("image: again"), &["bad.yaml:9:7", "image"]),
-        ("tab", pod_with("\tenv: []"), &["bad.yaml:9", "tab"]),
+        ("tab", pod_with("\tenv: []"), &["bad.yaml:8", "tab"]),
         (
             "bad quantity",
             pod_with("resources: {limits: {cpu: 5x}}"),
