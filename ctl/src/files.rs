@@ -64,12 +64,22 @@ impl Files {
             paths.push(path.to_owned());
             return Ok(());
         }
+        let text = path.to_string_lossy();
+        if named && (text.starts_with("http://") || text.starts_with("https://")) {
+            return Err(CtlError::refused(format!(
+                "{text}: URLs are not fetched; download it, or pipe it: `curl -fsSL {text} | ctl apply -f -`"
+            )));
+        }
         let meta = std::fs::metadata(path).map_err(CtlError::io(failed()))?;
         if !meta.is_dir() {
-            paths.push(path.to_owned());
+            // A pipe or device is read when it was named, as `<(...)` is; one that lies about would only block.
+            if named || meta.is_file() {
+                paths.push(path.to_owned());
+            }
             return Ok(());
         }
-        if !named && !self.recursive {
+        // A link to a directory leads elsewhere, or around in a circle.
+        if !named && (!self.recursive || path.is_symlink()) {
             return Ok(());
         }
         let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
@@ -115,4 +125,40 @@ fn load(path: &Path) -> Result<(String, Vec<u8>), CtlError> {
         )));
     }
     Ok((name, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_directory_the_manifests_are_read_in_order_and_nothing_else() {
+        let directory = std::env::temp_dir().join(format!("ctl-files-{}", std::process::id()));
+        let inner = directory.join("inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        for name in ["b.yml", "a.yaml", "c.json", "README.md", "d.yaml.orig"] {
+            std::fs::write(directory.join(name), "").unwrap();
+        }
+        std::fs::write(inner.join("e.yaml"), "").unwrap();
+        std::os::unix::fs::symlink(&directory, inner.join("circle.yaml")).unwrap();
+        let read = |recursive| {
+            let files = Files {
+                filename: Vec::new(),
+                recursive,
+            };
+            let mut paths = Vec::new();
+            files.expand(&directory, true, &mut paths).unwrap();
+            let names = paths.iter().map(|path| path.strip_prefix(&directory).unwrap());
+            names.map(|name| name.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(read(false), ["a.yaml", "b.yml", "c.json"]);
+        assert_eq!(read(true), ["a.yaml", "b.yml", "c.json", "inner/e.yaml"]);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_url_is_no_file() {
+        let error = Files::default().expand(Path::new("https://example.com/a.yaml"), true, &mut Vec::new());
+        assert!(error.unwrap_err().to_string().contains("URLs are not fetched"));
+    }
 }

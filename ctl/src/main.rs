@@ -136,7 +136,7 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
     let path = config::path(global.config.as_deref())?;
     let open = || Cluster::open(&path, global.context.as_deref(), global.namespace.as_deref());
     match verb {
-        Verb::Apply(args) => verb::apply::run(args, &open()?, global.namespace.as_deref(), out).await,
+        Verb::Apply(args) => verb::apply::run(args, open, global.namespace.as_deref(), out).await,
         Verb::Get(args) => verb::get::run(args, &open()?, out).await,
         Verb::Describe(args) => verb::describe::run(args, &open()?, out).await,
         Verb::Delete(args) => verb::delete::run(args, &open()?, global.namespace.as_deref(), out).await,

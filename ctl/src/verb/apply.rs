@@ -35,10 +35,10 @@ pub(crate) struct Apply {
     output: Option<String>,
 }
 
-/// Reads all, asks once, prints a line for each object.
+/// Reads all, asks once, prints a line for each object. What is wrong with a manifest is told also where no cluster is known.
 pub(crate) async fn run(
     args: Apply,
-    cluster: &Cluster,
+    open: impl FnOnce() -> Result<Cluster, CtlError>,
     namespace: Option<&str>,
     out: &mut Output,
 ) -> Result<(), CtlError> {
@@ -48,6 +48,7 @@ pub(crate) async fn run(
         ));
     }
     let mut manifests = args.files.read(&args.paths)?;
+    let cluster = &open()?;
     place(&mut manifests, cluster, namespace)?;
     let dry_run = args.dry_run == "server";
     let objects: Vec<Object> = manifests.iter().map(|manifest| manifest.object.clone()).collect();
@@ -116,13 +117,16 @@ pub(crate) fn place(
         if !object::kind(&manifest.object).namespaced() {
             continue;
         }
-        let meta = object::meta_mut(&mut manifest.object);
+        let own = object::meta(&manifest.object).namespace.clone();
         match flag {
-            Some(flag) if !meta.namespace.is_empty() && meta.namespace != flag => refusals.push(format!(
-                "{}:{}: metadata.namespace: `{}` differs from -n {flag}",
-                manifest.file, manifest.line, meta.namespace
-            )),
-            _ if meta.namespace.is_empty() => meta.namespace.clone_from(&cluster.namespace),
+            Some(flag) if !own.is_empty() && own != flag => {
+                let message = format!("`{own}` differs from -n {flag}");
+                refusals.push(manifest.refusal("metadata.namespace", &message).to_string());
+            }
+            _ if own.is_empty() => {
+                let meta = object::meta_mut(&mut manifest.object);
+                meta.namespace.clone_from(&cluster.namespace);
+            }
             _ => {}
         }
     }

@@ -164,6 +164,11 @@ fn container(container: &mut Container, host_network: bool) {
     let privileged = is_privileged(container);
     let security = container.security_context.get_or_insert_default();
     // Kubernetes' own rule: privileged or SYS_ADMIN without escalation is a contradiction that it refuses.
+    if let Some(sets) = &mut security.capabilities {
+        // Container runtimes take them in any case, and manifests say `drop: [all]`.
+        let names = sets.add.iter_mut().chain(&mut sets.drop);
+        names.for_each(|name| name.make_ascii_uppercase());
+    }
     let admin = |name: &String| matches!(name.trim_start_matches("CAP_"), "SYS_ADMIN" | "ALL");
     let escalates = privileged
         || security

@@ -291,9 +291,12 @@ impl Kind {
                 .iter()
                 .map(|kind| kind.as_str())
                 .chain(UNSUPPORTED.iter().map(|(kind, ..)| *kind));
+            // A group of somebody else's has kinds of its own: a `Route` of OpenShift is no misspelled `Role`.
+            let group = api_version.split_once('/').map_or("", |(group, _)| group);
+            let foreign = group.contains('.') && !group.ends_with(".k8s.io");
             return Err(KindError::Unknown {
                 text: kind.to_owned(),
-                suggestion: schema::nearest(kind, names),
+                suggestion: schema::nearest(kind, names).filter(|_| !foreign),
             });
         };
         if found.api_version() == api_version {
@@ -359,6 +362,12 @@ mod tests {
         assert_eq!(
             Kind::from_manifest("v1", "Deploymnet").unwrap_err().to_string(),
             "unknown kind `Deploymnet`; did you mean `Deployment`?"
+        );
+        assert_eq!(
+            Kind::from_manifest("route.openshift.io/v1", "Route")
+                .unwrap_err()
+                .to_string(),
+            "unknown kind `Route`"
         );
         assert_eq!(
             Kind::from_manifest("extensions/v1beta1", "Deployment")

@@ -7,6 +7,7 @@
 //! unknown when nobody has it. Only `null` is nothing, as in Kubernetes.
 
 mod document;
+mod json;
 mod scalar;
 mod tree;
 mod walk;
@@ -180,10 +181,12 @@ pub fn manifests(file: &str, bytes: &[u8]) -> Result<Vec<Manifest>, Refusals> {
         nodes: 0,
     };
     if let Some(text) = reader.text(bytes) {
-        for document in tree::documents(text, &mut |at, message| {
-            reader.refusals.push(refusal(file, at, "", message))
-        }) {
-            reader.document(&document);
+        for (origin, part) in json::values(text) {
+            for document in tree::documents(part, origin, &mut |at, message| {
+                reader.refusals.push(refusal(file, at, "", message))
+            }) {
+                reader.document(&document);
+            }
         }
     }
     for refusal in duplicates(&reader.manifests) {

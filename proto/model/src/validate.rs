@@ -27,6 +27,10 @@ pub const BANDWIDTH: [&str; 2] = [
     "kubernetes.io/egress-bandwidth",
 ];
 
+/// Old way to ask for an AppArmor profile; Kubernetes still makes a field of it. Ignored, the container would be less isolated
+/// than was asked for.
+const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FieldError {
@@ -161,6 +165,17 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
             errors.required(format!("{path}.{field}"), text);
         }
     }
+    let mut controllers = meta
+        .owner_references
+        .iter()
+        .enumerate()
+        .filter(|(_, owner)| owner.controller == Some(true));
+    if let (Some(_), Some((index, _))) = (controllers.next(), controllers.next()) {
+        errors.add(
+            format!("metadata.ownerReferences[{index}].controller"),
+            "only one owner can be the controller",
+        );
+    }
     if let Some(seconds) = meta.deletion_grace_period_seconds {
         errors.range(
             "metadata.deletionGracePeriodSeconds".to_owned(),
@@ -171,7 +186,7 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
     }
     labels_and_annotations(errors, "metadata", meta);
     if kind == Kind::Pod {
-        bandwidth(errors, "metadata", meta);
+        pod_annotations(errors, "metadata", meta);
     }
 }
 
@@ -202,6 +217,17 @@ fn labels(errors: &mut Errors, path: &str, labels: &BTreeMap<String, String>) {
     }
 }
 
+/// Annotations that mean something to a pod.
+fn pod_annotations(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
+    bandwidth(errors, path, meta);
+    for key in meta.annotations.keys().filter(|key| key.starts_with(APPARMOR)) {
+        errors.add(
+            format!("{path}.annotations[{key}]"),
+            "not supported yet: write securityContext.appArmorProfile, which replaced it",
+        );
+    }
+}
+
 /// Kubernetes' bounds of a pod's bandwidth: 1k to 1P bits a second.
 fn bandwidth(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
     for key in BANDWIDTH {
@@ -223,11 +249,11 @@ fn bandwidth(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
 fn config_map(errors: &mut Errors, map: &ConfigMap) {
     let mut bytes = 0;
     for (key, value) in &map.data {
-        bytes += key.len() + value.len();
+        bytes += value.len();
         errors.check(format!("data[{key}]"), name::config_key(key));
     }
     for (key, value) in &map.binary_data {
-        bytes += key.len() + value.len();
+        bytes += value.len();
         errors.check(format!("binaryData[{key}]"), name::config_key(key));
         if map.data.contains_key(key) {
             errors.add(format!("binaryData[{key}]"), "the same key is in data");

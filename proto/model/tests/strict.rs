@@ -262,7 +262,7 @@ fn tags_and_merges_are_refused() {
         [
             "f.yaml:5:3: merge keys (`<<`) are not supported: write the fields out",
             "f.yaml:6:12: tags are not supported: remove `!!str`; quotes make a text",
-            "f.yaml:7:3: the key `on` must be quoted: YAML takes it for a boolean or nothing",
+            "f.yaml:7:3: the key `on` must be quoted: YAML takes it for a boolean",
         ]
     );
 }
@@ -370,9 +370,156 @@ fn a_field_in_the_wrong_place_is_told_the_right_one() {
 }
 
 #[test]
-fn a_kind_without_namespace_cannot_be_in_one() {
-    assert_refused(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}\n",
-        &["f.yaml:3:32: metadata.namespace: a Namespace is in no namespace: remove it"],
+fn a_namespace_that_names_a_namespace_is_in_none() {
+    let read = accepted("apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}\n");
+    assert_eq!(model::object::meta(&read[0].object).namespace, "");
+}
+
+#[test]
+fn a_line_of_a_template_is_recognised_wherever_it_stands() {
+    for text in [
+        "{{- if .Values.enabled }}\napiVersion: v1\n{{- end }}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  labels:\n    {{- include \"labels\" . | nindent 4 }}\n",
+    ] {
+        let refused = refused(text);
+        assert!(
+            refused[0].contains("template that was not rendered"),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn items_of_a_list_of_one_kind_need_not_name_it() {
+    let read = accepted(
+        "apiVersion: v1\nkind: ConfigMapList\nitems:\n- metadata: {name: a}\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {name: b}\n",
     );
+    assert_eq!(read.len(), 2);
+    assert_refused(
+        "apiVersion: v1\nkind: List\nitems:\n- metadata: {name: a}\n",
+        &[
+            "f.yaml:4:3: kind: is missing",
+            "f.yaml:4:3: apiVersion: is missing",
+        ],
+    );
+}
+
+#[test]
+fn json_objects_one_after_another_are_read() {
+    let one = |name: &str| {
+        format!(
+            "{{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {{\"name\": \"{name}\"}}}}\n"
+        )
+    };
+    assert_eq!(accepted(&format!("{}{}", one("a"), one("b"))).len(), 2);
+    assert_refused(
+        &format!("{}{}", one("a"), one("b").replace("name", "nmae")),
+        &["f.yaml:2:56: metadata.nmae: unknown field; did you mean `name`?"],
+    );
+}
+
+#[test]
+fn keys_and_texts_that_kubernetes_reads_otherwise_are_refused() {
+    let keys = [
+        ("y", "a boolean"),
+        ("N", "a boolean"),
+        ("1.0", "a number"),
+        ("010", "a number"),
+        ("0x1f", "a number"),
+        ("1e3", "a number"),
+        ("Null", "nothing"),
+    ];
+    for (key, what) in keys {
+        assert_refused(
+            &format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata:\n  {key}: v\n"),
+            &[&format!(
+                "f.yaml:5:3: the key `{key}` must be quoted: YAML takes it for {what}"
+            )],
+        );
+    }
+    let read = accepted(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  8080: v\n  \"1.0\": w\n  1.2.3: x\n",
+    );
+    assert_eq!(
+        model::write::json(&read[0].object)["data"],
+        serde_json::json!({"8080": "v", "1.0": "w", "1.2.3": "x"})
+    );
+    assert_refused(
+        &pod("env:\n- name: A\n  value: y\n- name: B\n  value: 123e4567"),
+        &[
+            "f.yaml:11:14: spec.containers[0].env[0].value: must be a text, is a boolean: write \"y\" with quotes",
+        ],
+    );
+    assert_refused(
+        &pod("resources: {limits: {cpu: 010}}"),
+        &[
+            "f.yaml:9:31: spec.containers[0].resources.limits[cpu]: YAML takes `010` for the octal number 8: write 8, or without the leading 0",
+        ],
+    );
+}
+
+#[test]
+fn what_is_written_is_quoted_such_that_it_is_read_again() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {\"y\": \"n\", \"1.0\": \"010\", \"null\": \"~\", \"on\": \"1_000.5\", \"0x1f\": \"\", a: \"<<\", b: \"=\", c: \"!x\", d: \"12:30\", e: \"a\\tb\\r\\n c \\u2028 \\u0085 \"}\n";
+    let read = accepted(text);
+    let again = accepted(&model::write::yaml(&read[0].object));
+    assert_eq!(again[0].object, read[0].object);
+}
+
+#[test]
+fn an_empty_list_is_nothing_only_where_a_list_may_stand() {
+    let volume = |source: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{containers: [{{name: a, image: b}}], tolerations: [], volumes: [{{name: v, {source}}}]}}\n"
+        )
+    };
+    accepted(&volume("secret: null"));
+    assert_refused(
+        &volume("secret: []"),
+        &["f.yaml:4:80: spec.volumes[0].secret: not supported yet"],
+    );
+}
+
+#[test]
+fn what_is_refused_hides_no_neighbour_and_moves_none() {
+    assert_refused(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - 5\n  - name: b\n    image: [c]\n    imagePullPolicy: Sometimes\n  - name: C\n    image: d\n",
+        &[
+            "f.yaml:6:5: spec.containers[0]: must be a mapping of fields, is a single value",
+            "f.yaml:8:12: spec.containers[1].image: must be a text, is a list",
+            "f.yaml:9:22: spec.containers[1].imagePullPolicy: must be Always, IfNotPresent or Never, is `Sometimes`",
+            "f.yaml:10:11: spec.containers[2].name: `C` is not a DNS-1123 label: lower case letters, digits and `-`, a letter or digit at both ends; for example `c`",
+        ],
+    );
+}
+
+#[test]
+fn what_kubernetes_takes_is_taken() {
+    accepted(&pod(
+        "ports: [{containerPort: 80, name: http}, {containerPort: 80, name: metrics}]",
+    ));
+    accepted(&pod("resources: {requests: {memory: 100m}}"));
+    let read = accepted(&pod(
+        "securityContext: {capabilities: {drop: [all], add: [net_admin]}}",
+    ));
+    let mut object = read[0].object.clone();
+    model::default::object(&mut object);
+    let sets = &model::write::json(&object)["spec"]["containers"][0]["securityContext"]["capabilities"];
+    assert_eq!(*sets, serde_json::json!({"add": ["NET_ADMIN"], "drop": ["ALL"]}));
+}
+
+#[test]
+fn resources_of_nobody_are_unknown() {
+    let refused = refused(&pod(
+        "resources: {limits: {ephemeral-storage: 1Gi, example.com/gpu: 1, gpus: 1}}",
+    ));
+    let starts = [
+        "f.yaml:9:26: spec.containers[0].resources.limits[ephemeral-storage]: not supported yet: only cpu, memory, ",
+        "f.yaml:9:50: spec.containers[0].resources.limits[example.com/gpu]: not supported yet: only cpu, memory, ",
+        "f.yaml:9:70: spec.containers[0].resources.limits[gpus]: unknown resource",
+    ];
+    assert_eq!(refused.len(), starts.len(), "{refused:#?}");
+    for (line, start) in refused.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
 }

@@ -521,6 +521,24 @@ fn metadata_is_checked() {
         "metadata.annotations[kubernetes.io/egress-bandwidth]",
         "must be a text, is a number",
     );
+    let armored = pod("", "").replace(
+        "name: p",
+        "name: p, annotations: {container.apparmor.security.beta.kubernetes.io/c: localhost/a}",
+    );
+    check(
+        &armored,
+        "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]",
+        "not supported yet: write securityContext.appArmorProfile",
+    );
+    let owner = "{apiVersion: v1, kind: Node, name: o, uid: u, controller: true}";
+    check(
+        &map(
+            &format!("name: a, ownerReferences: [{owner}, {owner}]"),
+            "data: {}",
+        ),
+        "metadata.ownerReferences[1].controller",
+        "only one owner can be the controller",
+    );
     let slow = slow.replace("bandwidth: 10", "bandwidth: \"10\"");
     check(
         &slow,

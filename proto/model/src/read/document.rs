@@ -17,15 +17,16 @@ const LIST_FIELDS: [&str; 4] = ["apiVersion", "kind", "metadata", "items"];
 
 impl Reader<'_> {
     pub(super) fn document(&mut self, root: &Rc<Node>) {
-        self.item(root, DEPTH_MAX);
+        self.item(root, DEPTH_MAX, None);
     }
 
     fn refuse(&mut self, at: Position, path: &str, message: impl Into<String>) {
         self.refusals.push(refusal(self.file, at, path, message.into()));
     }
 
-    /// `levels`: how many lists may still stand in each other.
-    fn item(&mut self, root: &Rc<Node>, levels: usize) {
+    /// `levels`: how many lists may still stand in each other. `of`: apiVersion and kind of what stands in a `PodList` and
+    /// need not say so itself.
+    fn item(&mut self, root: &Rc<Node>, levels: usize, of: Option<(&str, &str)>) {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
             // Told once, by whoever comes to the limit: here or the walk.
@@ -45,18 +46,23 @@ impl Reader<'_> {
             );
             return self.refuse(root.at, "", message);
         }
-        let kind = self.type_field(root, "kind");
-        let api_version = self.type_field(root, "apiVersion");
+        let silent = |name| walk::entry(root, name).is_none();
+        let (kind, api_version) = match of.filter(|_| silent("kind") && silent("apiVersion")) {
+            Some((api_version, kind)) => (
+                Some((kind.to_owned(), root.at)),
+                Some((api_version.to_owned(), root.at)),
+            ),
+            None => (self.type_field(root, "kind"), self.type_field(root, "apiVersion")),
+        };
         let (Some((kind, kind_at)), Some((api_version, version_at))) = (kind, api_version) else {
             return;
         };
         // `List`, and what a list call answers: `PodList`.
-        let list = kind == "List"
-            || kind
-                .strip_suffix("List")
-                .is_some_and(|kind| Kind::from_manifest(&api_version, kind).is_ok());
-        if list && levels > 0 {
-            return self.list(root, levels - 1);
+        let listed = kind
+            .strip_suffix("List")
+            .filter(|kind| Kind::from_manifest(&api_version, kind).is_ok());
+        if (kind == "List" || listed.is_some()) && levels > 0 {
+            return self.list(root, levels - 1, listed.map(|kind| (api_version.as_str(), kind)));
         }
         match Kind::from_manifest(&api_version, &kind) {
             Ok(kind) => self.object(root, kind),
@@ -82,7 +88,7 @@ impl Reader<'_> {
         None
     }
 
-    fn list(&mut self, root: &Rc<Node>, levels: usize) {
+    fn list(&mut self, root: &Rc<Node>, levels: usize, of: Option<(&str, &str)>) {
         let Value::Map(entries) = &root.value else { return };
         for entry in entries {
             if !LIST_FIELDS.contains(&entry.key.as_str()) {
@@ -94,7 +100,7 @@ impl Reader<'_> {
             None => self.refuse(root.at, "items", "is missing"),
             Some(node) if node.is_null() => {}
             Some(node) => match &node.value {
-                Value::List(items) => items.iter().for_each(|item| self.item(item, levels)),
+                Value::List(items) => items.iter().for_each(|item| self.item(item, levels, of)),
                 _ => self.refuse(node.at, "items", format!("must be a list, is {}", node.what())),
             },
         }
@@ -109,7 +115,11 @@ impl Reader<'_> {
             self.refusals.push(refusal(self.file, *at, path, message.clone()));
         }
         let Some(message) = message else { return };
-        let object = typed(message, kind);
+        let mut object = typed(message, kind);
+        if !kind.namespaced() {
+            // Kubernetes clears it too: tools write the namespace into everything, the Namespace itself included.
+            object::meta_mut(&mut object).namespace.clear();
+        }
         let mut defaulted = object.clone();
         default::object(&mut defaulted);
         for error in validate::object(&defaulted) {
@@ -118,8 +128,7 @@ impl Reader<'_> {
             let around = parent(&error.path);
             let missing = error.message.contains("required");
             let said = refused.iter().take(REFUSALS_MAX).any(|(_, path, _)| {
-                error.path.starts_with(path.as_str())
-                    || missing && !around.is_empty() && path.starts_with(around)
+                below(&error.path, path) || missing && !around.is_empty() && below(path, around)
             });
             if !said {
                 let at = nearest_position(&positions, &error.path).unwrap_or(root.at);
@@ -133,6 +142,12 @@ impl Reader<'_> {
             positions,
         });
     }
+}
+
+/// Whether `path` is `ancestor` or stands in it.
+fn below(path: &str, ancestor: &str) -> bool {
+    path.strip_prefix(ancestor)
+        .is_some_and(|rest| rest.is_empty() || ancestor.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// The typed object that holds this message.

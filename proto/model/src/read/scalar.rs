@@ -5,7 +5,7 @@
 pub(super) enum Plain {
     Null,
     Boolean,
-    /// `yes`, `no`, `on`, `off`: a boolean to readers of YAML 1.1, which Kubernetes' are, a text to those of 1.2.
+    /// `yes`, `no`, `on`, `off`, `y`, `n`: a boolean to readers of YAML 1.1, which Kubernetes' are, a text to those of 1.2.
     OldBoolean,
     Number,
     Text,
@@ -22,7 +22,9 @@ pub(super) fn plain(text: &str) -> Plain {
         Some(Boolean::Old(_)) => return Plain::OldBoolean,
         None => {}
     }
-    if integer(text).is_some() || float(text) {
+    // An integer of 64 bits in any form; what is larger is a number in decimal only.
+    let fits = |number: i128| i64::try_from(number).is_ok() || u64::try_from(number).is_ok();
+    if integer(text).is_some_and(fits) || float(text) {
         Plain::Number
     } else {
         Plain::Text
@@ -39,8 +41,8 @@ pub(super) fn boolean(text: &str) -> Option<Boolean> {
     Some(match text {
         "true" | "True" | "TRUE" => Boolean::New(true),
         "false" | "False" | "FALSE" => Boolean::New(false),
-        "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Boolean::Old(true),
-        "no" | "No" | "NO" | "off" | "Off" | "OFF" => Boolean::Old(false),
+        "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => Boolean::Old(true),
+        "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => Boolean::Old(false),
         _ => return None,
     })
 }
@@ -107,12 +109,37 @@ fn integral_float(text: &str) -> Option<i128> {
     Some(number)
 }
 
+/// Whether a number is written as a person writes one in decimal, so that every reader makes the same text of it: `8080`,
+/// not `010`, `1.0` or `1e3`.
+pub(super) fn is_canonical(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    text == "0" || !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether it is an integer only because a leading 0 means octal: `010`, which people may mean as ten.
+pub(super) fn is_old_octal(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    digits.len() > 1
+        && digits.starts_with('0')
+        && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_')
+}
+
 /// Whether a reader takes it for a number with a fraction.
 fn float(text: &str) -> bool {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if matches!(digits, ".inf" | ".Inf" | ".INF" | ".nan" | ".NaN" | ".NAN") {
         return true;
     }
+    let joined;
+    let digits = match digits.as_bytes().first() {
+        Some(byte) if byte.is_ascii_digit() && digits.contains('_') => {
+            joined = digits.replace('_', "");
+            joined.as_str()
+        }
+        _ => digits,
+    };
+    // Beyond the range of a float it stays a text: a commit's `123e4567`.
+    let finite = digits.parse::<f64>().is_ok_and(f64::is_finite);
     let (mantissa, exponent) = match digits.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, Some(exponent)),
         None => (digits, None),
@@ -123,7 +150,7 @@ fn float(text: &str) -> bool {
     let digits = !(whole.is_empty() && fraction.is_empty());
     let exponent =
         exponent.is_none_or(|exponent| number(exponent.strip_prefix(['-', '+']).unwrap_or(exponent)));
-    mantissa && digits && exponent
+    finite && mantissa && digits && exponent
 }
 
 #[cfg(test)]
@@ -156,12 +183,51 @@ mod tests {
 
     #[test]
     fn unquoted_texts_are_told_from_numbers() {
-        for text in ["1.10", "1e3", ".5", "-.inf", "0899", "12"] {
+        for text in [
+            "1.10",
+            "1e3",
+            ".5",
+            "-.inf",
+            "0899",
+            "12",
+            "1_000.5",
+            "1.",
+            "0x1_f",
+            "99999999999999999999",
+        ] {
             assert_eq!(plain(text), Plain::Number, "{text}");
         }
-        for text in ["1.2.3", "v1", "2024-01-01", "y", "0xzz", "e3", ".", "1-2", "12m"] {
+        for text in [
+            "1.2.3",
+            "v1",
+            "2024-01-01",
+            "0xzz",
+            "e3",
+            ".",
+            "1-2",
+            "12m",
+            "123e4567",
+            "_1",
+            "0x10000000000000000",
+            "12:30",
+            "inf",
+            "nan",
+            "0x1p4",
+        ] {
             assert_eq!(plain(text), Plain::Text, "{text}");
         }
-        assert_eq!(plain("on"), Plain::OldBoolean);
+        for text in ["on", "No", "y", "N"] {
+            assert_eq!(plain(text), Plain::OldBoolean, "{text}");
+        }
+        for (text, canonical) in [
+            ("8080", true),
+            ("0", true),
+            ("-1", true),
+            ("010", false),
+            ("1.0", false),
+            ("+1", false),
+        ] {
+            assert_eq!(is_canonical(text), canonical, "{text}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use granit_parser::{ErrorKind, Event, Marker, Options, Parser, ScalarStyle, ScanError};
 
+use super::scalar::{self, Plain};
 use super::{DEPTH_MAX, NODES_MAX, Position};
 
 /// A value and where it begins. Shared where an alias repeats it.
@@ -66,7 +67,14 @@ enum Open {
 }
 
 /// Every document that could be parsed; what could not is refused and the next document is read. Empty ones are left out.
-pub(super) fn documents(text: &str, refuse: &mut dyn FnMut(Position, String)) -> Vec<Rc<Node>> {
+/// `origin`: where in the file the text begins.
+pub(super) fn documents(
+    text: &str,
+    origin: Position,
+    refuse: &mut dyn FnMut(Position, String),
+) -> Vec<Rc<Node>> {
+    let position = |marker: &Marker| moved(position(marker), origin);
+    let syntax = |error: &ScanError| syntax(error, text);
     let mut options = Options::default();
     options.emit_comments = false;
     options.block_nesting_limit = DEPTH_MAX;
@@ -293,13 +301,12 @@ impl Builder {
                 at,
                 "merge keys (`<<`) are not supported: write the fields out".to_owned(),
             );
-        } else if plain
-            && (text.is_empty() || super::scalar::boolean(&text).is_some() || text == "~" || text == "null")
-        {
+        } else if let Some(taken_for) = plain.then(|| taken_for(&text)).flatten() {
             self.broken = true;
+            let shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
             refuse(
                 at,
-                format!("the key `{text}` must be quoted: YAML takes it for a boolean or nothing"),
+                format!("the key `{shown}` must be quoted: YAML takes it for {taken_for}"),
             );
         } else if !seen.insert(text.clone()) {
             self.broken = true;
@@ -356,6 +363,28 @@ impl Builder {
     }
 }
 
+/// What a plain key is to a reader that would change it: Kubernetes' reads `1.0` as `1` and `y` as `true`.
+fn taken_for(key: &str) -> Option<&'static str> {
+    match scalar::plain(key) {
+        Plain::Text => None,
+        Plain::Number if scalar::is_canonical(key) => None,
+        Plain::Number => Some("a number"),
+        Plain::Null => Some("nothing"),
+        Plain::Boolean | Plain::OldBoolean => Some("a boolean"),
+    }
+}
+
+/// A place in a text, as a place in the file that the text is a part of.
+fn moved(at: Position, origin: Position) -> Position {
+    Position {
+        line: at.line.saturating_add(origin.line - 1),
+        column: match at.line {
+            1 => at.column.saturating_add(origin.column - 1),
+            _ => at.column,
+        },
+    }
+}
+
 fn position(marker: &Marker) -> Position {
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     Position {
@@ -364,7 +393,12 @@ fn position(marker: &Marker) -> Position {
     }
 }
 
-fn syntax(error: &ScanError) -> String {
+fn syntax(error: &ScanError, text: &str) -> String {
+    let line = text.lines().nth(error.marker().line().saturating_sub(1));
+    // The whole line: the parser stumbles over what stands inside of the braces.
+    if line.is_some_and(|line| line.contains("{{")) {
+        return "not valid YAML; is this a template that was not rendered?".to_owned();
+    }
     match error.kind() {
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
             "a tab cannot indent YAML: use spaces".to_owned()

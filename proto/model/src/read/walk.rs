@@ -18,6 +18,27 @@ const QUANTITY: &str = "bulkhead.v1.Quantity";
 const INT_OR_STRING: &str = "bulkhead.v1.IntOrString";
 const TIMESTAMP: &str = "google.protobuf.Timestamp";
 
+/// Fields that we do not have yet and that are lists in Kubernetes: an empty one says nothing. Elsewhere it is a mistake.
+const LISTS: [&str; 17] = [
+    "claims",
+    "ephemeralContainers",
+    "finalizers",
+    "hostAliases",
+    "imagePullSecrets",
+    "managedFields",
+    "podCIDRs",
+    "readinessGates",
+    "resizePolicy",
+    "resourceClaims",
+    "resourceClaimStatuses",
+    "restartPolicyRules",
+    "schedulingGates",
+    "taints",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumeDevices",
+];
+
 /// The walk of one object.
 pub(super) struct Walk<'a> {
     /// Where we are, as the message would say it.
@@ -126,8 +147,9 @@ impl<'a> Walk<'a> {
         let step: String = entry.key.chars().take(80).flat_map(char::escape_debug).collect();
         if descriptor.reserved_names().any(|name| name == entry.key) {
             // Nothing said, nothing to refuse: templates write `tolerations: []` and `affinity: null`.
-            let nothing =
-                entry.value.is_null() || matches!(&entry.value.value, Value::List(items) if items.is_empty());
+            let nothing = entry.value.is_null()
+                || LISTS.contains(&entry.key.as_str())
+                    && matches!(&entry.value.value, Value::List(items) if items.is_empty());
             if !nothing {
                 self.refuse_below(entry.at, &step, "not supported yet");
             }
@@ -174,11 +196,14 @@ impl<'a> Walk<'a> {
                 if !self.count(item.at) {
                     return None;
                 }
-                if item.is_null() {
+                let value = if item.is_null() {
                     self.refuse(item.at, "an item must not be null");
-                } else if let Some(value) = self.value(item, &field.kind()) {
-                    values.push(value);
-                }
+                    None
+                } else {
+                    self.value(item, &field.kind())
+                };
+                // What was refused keeps its number, so that what is said of later items is said in the right place.
+                values.push(value.unwrap_or_else(|| Field::default_value(&field.kind())));
                 self.path.truncate(length);
             }
             return Some(Field::List(values));
@@ -252,7 +277,18 @@ impl<'a> Walk<'a> {
     }
 
     fn quantity(&mut self, node: &Node, descriptor: &MessageDescriptor) -> Option<DynamicMessage> {
-        let (text, _) = self.scalar(node, "a quantity such as 500m or 1Gi")?;
+        let (text, plain) = self.scalar(node, "a quantity such as 500m or 1Gi")?;
+        if let Some(octal) = scalar::integer(text).filter(|_| plain && scalar::is_old_octal(text)) {
+            // Kubernetes' reader makes 8 of `010`.
+            self.refuse(
+                node.at,
+                format!(
+                    "YAML takes {} for the octal number {octal}: write {octal}, or without the leading 0",
+                    short(text)
+                ),
+            );
+            return None;
+        }
         if let Err(error) = quantity::parse(text) {
             self.refuse(node.at, error.to_string());
             return None;

@@ -84,7 +84,6 @@ pub(super) fn container(errors: &mut Errors, path: &str, container: &Container, 
 
 fn ports(errors: &mut Errors, path: &str, container: &Container, pod: &PodSpec) {
     let mut names = BTreeSet::new();
-    let mut numbers = BTreeSet::new();
     for (index, port) in container.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
         if !port.name.is_empty() {
@@ -107,9 +106,6 @@ fn ports(errors: &mut Errors, path: &str, container: &Container, pod: &PodSpec) 
             &port.protocol,
             &["TCP", "UDP", "SCTP"],
         );
-        if !numbers.insert((port.container_port, &port.protocol, port.host_port, &port.host_ip)) {
-            errors.add(format!("{path}.containerPort"), "the same port is written twice");
-        }
         if pod.host_network && port.host_port != port.container_port {
             errors.add(
                 format!("{path}.hostPort"),
@@ -218,6 +214,20 @@ fn field_path(errors: &mut Errors, path: String, text: &str) {
 
 fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) {
     amounts(errors, &format!("{path}.limits"), &resources.limits, &IO_LIMITS);
+    let memory = resources
+        .limits
+        .get("memory")
+        .map(|limit| (limit, quantity::of(limit)));
+    if let Some((limit, Ok(amount))) = memory
+        && !amount.is_zero()
+        && (0..MEMORY_MIN).contains(&amount.bytes())
+    {
+        let message = format!(
+            "{} is less than a page of memory; write a unit, as 512Mi",
+            limit.text
+        );
+        errors.add(format!("{path}.limits[memory]"), message);
+    }
     // A request that was not written is its limit: what is wrong with that was told.
     let copied = |name: &str, request: &Quantity| {
         REQUESTED.contains(&name) && resources.limits.get(name) == Some(request)
@@ -243,6 +253,11 @@ fn resources(errors: &mut Errors, path: &str, resources: &ResourceRequirements) 
     }
 }
 
+/// Whether Kubernetes has such a resource: of its own, or somebody's with a prefix.
+fn is_known(resource: &str) -> bool {
+    resource == "ephemeral-storage" || resource.starts_with("hugepages-") || resource.contains('/')
+}
+
 fn amounts(errors: &mut Errors, path: &str, amounts: &BTreeMap<String, Quantity>, more: &[&str]) {
     for (name, written) in amounts {
         let path = format!("{path}[{name}]");
@@ -254,7 +269,12 @@ fn amounts(errors: &mut Errors, path: &str, amounts: &BTreeMap<String, Quantity>
                 Some(near) => format!("unknown resource; did you mean `{near}`?"),
                 None if IO_LIMITS.contains(&name.as_str()) => "can be a limit only".to_owned(),
                 None => format!(
-                    "not supported yet: only {} are",
+                    "{}: only {} are possible",
+                    if is_known(name) {
+                        "not supported yet"
+                    } else {
+                        "unknown resource"
+                    },
                     super::list(&allowed).replace(" or ", " and ")
                 ),
             };
@@ -264,13 +284,6 @@ fn amounts(errors: &mut Errors, path: &str, amounts: &BTreeMap<String, Quantity>
         match quantity::of(written) {
             Err(error) => errors.add(path, error.to_string()),
             Ok(amount) if amount.is_negative() => errors.add(path, "must not be negative"),
-            Ok(amount) if name == "memory" && !amount.is_zero() && amount.bytes() < MEMORY_MIN => {
-                let message = format!(
-                    "{} is less than a page of memory; write a unit, as 512Mi",
-                    written.text
-                );
-                errors.add(path, message);
-            }
             Ok(amount) if more.contains(&name.as_str()) && (amount.is_zero() || !amount.is_whole()) => {
                 errors.add(path, "must be a whole number above 0");
             }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use proto::v1::{Container, PodSpec, PodTemplateSpec};
 
-use super::{Errors, bandwidth, container, labels, labels_and_annotations, security, volume};
+use super::{Errors, container, labels, labels_and_annotations, pod_annotations, security, volume};
 use crate::name;
 
 /// A template: its labels and its spec.
 pub(super) fn template(errors: &mut Errors, path: &str, template: &PodTemplateSpec) {
     if let Some(meta) = &template.metadata {
         labels_and_annotations(errors, &format!("{path}.metadata"), meta);
-        bandwidth(errors, &format!("{path}.metadata"), meta);
+        pod_annotations(errors, &format!("{path}.metadata"), meta);
     }
     match &template.spec {
         Some(inner) => spec(errors, &format!("{path}.spec"), inner),

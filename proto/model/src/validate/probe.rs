@@ -36,9 +36,12 @@ pub(super) fn probe(errors: &mut Errors, path: &str, probe: &Probe, purpose: Pur
         errors.one_of(format!("{path}.scheme"), &get.scheme, &["HTTP", "HTTPS"]);
         for (index, header) in get.http_headers.iter().enumerate() {
             let path = format!("{path}.httpHeaders[{index}]");
-            let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            let token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
             if header.name.is_empty() || !header.name.bytes().all(token) {
-                errors.add(format!("{path}.name"), "is not a name of a header");
+                errors.add(
+                    format!("{path}.name"),
+                    "is not a name of a header: letters, digits and `-`",
+                );
             }
             if header.value.contains(['\r', '\n', '\0']) {
                 errors.add(format!("{path}.value"), "must be one line");
