@@ -1,6 +1,11 @@
 //! What a container is kept from, read from the kernel.
 
-use tests::{Cluster, can_run, kernel};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use tests::cluster::text;
+use tests::{Cluster, can_run, kernel, wait_for};
 
 const LIMITED: &str = r#"
 apiVersion: v1
@@ -162,19 +167,159 @@ fn inspect_shows_the_kernels_values() {
     assert!(rows.iter().all(|row| row.contains(" yes ")), "{table}");
 }
 
+/// With limits of every kind, so that each can be lifted.
+const HELD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: held
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: hello:1
+      command: ["sleep", "3600"]
+      securityContext: {readOnlyRootFilesystem: true}
+      resources:
+        requests: {memory: 500Mi}
+        limits: {cpu: 500m, memory: 1Gi, bulkhead.io/write-bps: 10Mi}
+"#;
+
+/// A layer, and what somebody with the host's rights does to it.
+type Weakening<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
+/// Takes the read-only flag from a mount of the calling thread's.
+fn writable(point: &str) {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    mount(None::<&str>, point, None::<&str>, flags, None::<&str>).expect("a remount");
+}
+
+/// Layers that a process has for life (namespaces, ids, seccomp, capabilities) cannot be weakened from outside; that they
+/// are named too is tested where weaker containers can be built, in `agent/runtime/tests/weakened.rs`.
 #[test]
-fn a_layer_weakened_from_outside_is_named() {
-    if !can_run("a_layer_weakened_from_outside_is_named", &["ip", "nft"]) {
+fn each_layer_weakened_from_outside_is_named() {
+    if !can_run("each_layer_weakened_from_outside_is_named", &["ip", "nft"]) {
         return;
     }
     let cluster = Cluster::up(1, 1);
-    cluster.apply(LIMITED);
-    let pod = cluster.ready("limited");
-    let file = cluster.container_group(&pod, "main", "pids").join("pids.max");
-    std::fs::write(&file, "max").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let output = cluster.ctl(&["inspect", "pod/limited"]);
-    assert_eq!(output.code, 1, "{}{}", output.stdout, output.stderr);
-    assert!(output.stderr.contains("pids"), "{}", output.stderr);
+    cluster.apply(HELD);
+    let pod = cluster.ready("held");
+    let pid = cluster.first_processes(&pod)[0];
+    let group = |controller: &str| cluster.container_group(&pod, "main", controller);
+    let write = |path: std::path::PathBuf, text: &str| {
+        std::fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    };
+    // A limit cannot be above that of the group above it on v1.
+    let lift = |controller: &str, file: &str, text: &str| {
+        let own = group(controller);
+        let above = own.parent().expect("the pod's group").to_owned();
+        write(above.join(file), text);
+        write(own.join(file), text);
+    };
+    let inside = |work: fn()| {
+        let namespace = std::fs::File::open(format!("/proc/{pid}/ns/mnt")).expect("its mounts");
+        let entered = std::thread::spawn(move || {
+            // A thread that shares its root and working directory with others may not enter.
+            unshare(CloneFlags::CLONE_FS).expect("a root of its own");
+            setns(&namespace, CloneFlags::CLONE_NEWNS).expect("its mounts");
+            work();
+        });
+        entered.join().expect("a thread");
+    };
+    let v1 = kernel::is_v1("pids");
+    let weakenings: Vec<Weakening<'_>> = vec![
+        ("pids", Box::new(|| lift("pids", "pids.max", "max"))),
+        (
+            "cpu",
+            Box::new(|| match v1 {
+                true => lift("cpu", "cpu.cfs_quota_us", "-1"),
+                false => lift("cpu", "cpu.max", "max 100000"),
+            }),
+        ),
+        (
+            "memory",
+            Box::new(|| match v1 {
+                true => {
+                    lift("memory", "memory.memsw.limit_in_bytes", "-1");
+                    lift("memory", "memory.limit_in_bytes", "-1");
+                }
+                false => lift("memory", "memory.max", "max"),
+            }),
+        ),
+        (
+            "block io",
+            Box::new(|| match v1 {
+                true => {
+                    let file = group("blkio").join("blkio.throttle.write_bps_device");
+                    for line in read(&file).lines() {
+                        let device = line.split(' ').next().expect("a device");
+                        write(file.clone(), &format!("{device} 0"));
+                    }
+                }
+                false => {
+                    let file = group("io").join("io.max");
+                    for line in read(&file).lines() {
+                        let device = line.split(' ').next().expect("a device");
+                        write(file.clone(), &format!("{device} wbps=max"));
+                    }
+                }
+            }),
+        ),
+        (
+            "masked paths",
+            Box::new(|| {
+                inside(|| {
+                    // Which of them there are depends on the kernel.
+                    let paths = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"];
+                    let lifted = paths
+                        .iter()
+                        .filter(|path| umount2(**path, MntFlags::MNT_DETACH).is_ok());
+                    assert!(lifted.count() > 0, "nothing is masked");
+                });
+            }),
+        ),
+        ("read-only paths", Box::new(|| inside(|| writable("/proc/sys")))),
+        ("root file system", Box::new(|| inside(|| writable("/")))),
+        (
+            "cgroup",
+            Box::new(|| {
+                let above = group("pids")
+                    .parent()
+                    .expect("the pod's group")
+                    .join("cgroup.procs");
+                write(above, &pid.to_string());
+            }),
+        ),
+    ];
+    assert_eq!(cluster.ctl(&["inspect", "pod/held"]).code, 0);
+    for (layer, weaken) in &weakenings {
+        weaken();
+        let output = cluster.ctl(&["inspect", "pod/held"]);
+        assert_eq!(output.code, 1, "{layer}: {}{}", output.stdout, output.stderr);
+        assert!(output.stderr.contains(layer), "{layer}: {}", output.stderr);
+        let row = output.stdout.lines().find(|row| row.starts_with(layer));
+        assert!(
+            row.is_some_and(|row| row.contains(" no ")),
+            "{layer}: {}",
+            output.stdout
+        );
+        wait_for(
+            &format!("Isolated=False for {layer}"),
+            Duration::from_secs(90),
+            || {
+                let pod = cluster.get("pod/held");
+                let conditions = pod["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                let isolated = conditions
+                    .into_iter()
+                    .find(|condition| condition["type"] == "Isolated")?;
+                let message = text(&isolated, "/message");
+                (isolated["status"] == "False" && message.contains(layer)).then_some(())
+            },
+        );
+    }
 }
 
 #[test]
