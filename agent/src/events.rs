@@ -6,14 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::Timestamp;
 use proto::v1::{Event, EventSource, ObjectMeta, ObjectReference, Pod};
-use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 /// Events that wait for a session. Enough for a burst of a full node (a dozen for each of 110 pods would be more, but the
 /// oldest of those say least); beyond it the oldest is dropped.
 const WAITING_MAX: usize = 1024;
-/// Events that are remembered after they were sent, so that a repeat counts on instead of being new.
-const REMEMBERED_MAX: usize = 256;
 /// Longest message; Kubernetes' limit.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -33,7 +30,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Event>,
-    sent: VecDeque<Event>,
     dropped: u64,
 }
 
@@ -47,34 +43,33 @@ impl Events {
     }
 
     /// Something happened to a pod. `kind` is Normal or Warning.
-    pub fn record(&self, pod: &Pod, kind: &str, reason: &str, message: String) {
-        self.record_at(pod, kind, reason, message, now());
-    }
-
-    fn record_at(&self, pod: &Pod, kind: &str, reason: &str, mut message: String, now: Timestamp) {
+    pub fn record(&self, pod: &Pod, kind: &str, reason: &str, mut message: String) {
+        let now = now();
         truncate(&mut message, MESSAGE_BYTES_MAX);
         let Some(meta) = &pod.metadata else {
             return;
         };
-        let parts = [&*meta.uid, kind, reason, &message, &self.node];
-        let mut digest = Sha256::new();
-        for part in parts {
-            digest.update(part.as_bytes());
-            digest.update([0]);
-        }
-        let name = format!(
-            "{}.{}",
-            meta.name,
-            hex::encode(digest.finalize().get(..8).unwrap_or_default())
-        );
         let mut queue = self.lock();
-        queue.record(&name, now, || Event {
+        let same = |event: &&mut Event| {
+            event.message == message
+                && event.reason == reason
+                && event.r#type == kind
+                && event
+                    .involved_object
+                    .as_ref()
+                    .is_some_and(|about| about.uid == meta.uid)
+        };
+        if let Some(event) = queue.waiting.iter_mut().find(same) {
+            event.count = event.count.saturating_add(1);
+            event.last_timestamp = Some(now);
+            return;
+        }
+        // Its name, and the count over all that were sent, are the controllers' business.
+        queue.push(Event {
             api_version: "v1".to_owned(),
             kind: "Event".to_owned(),
             metadata: Some(ObjectMeta {
-                name: name.clone(),
                 namespace: meta.namespace.clone(),
-                creation_timestamp: Some(now),
                 ..ObjectMeta::default()
             }),
             involved_object: Some(ObjectReference {
@@ -87,7 +82,7 @@ impl Events {
                 field_path: String::new(),
             }),
             reason: reason.to_owned(),
-            message: message.clone(),
+            message,
             source: Some(EventSource {
                 component: "agent".to_owned(),
                 host: self.node.to_string(),
@@ -101,32 +96,17 @@ impl Events {
         self.shared.filled.notify_one();
     }
 
-    /// Takes up to `most` events to send; those of a session that failed meanwhile come back with `put_back`.
+    /// Takes up to `most` events to send. A session that fails meanwhile loses them, which costs nobody a pod.
     pub(crate) fn take(&self, most: usize) -> Vec<Event> {
         let mut queue = self.lock();
         let count = most.min(queue.waiting.len());
         let taken: Vec<Event> = queue.waiting.drain(..count).collect();
-        for event in &taken {
-            queue.remember(event.clone());
-        }
         let dropped = std::mem::take(&mut queue.dropped);
         drop(queue);
         if dropped > 0 {
             tracing::warn!(dropped, "events were dropped: nobody took them");
         }
         taken
-    }
-
-    /// Events that were taken but not sent: they go first next time.
-    pub(crate) fn put_back(&self, events: Vec<Event>) {
-        let mut queue = self.lock();
-        for event in events.into_iter().rev() {
-            if queue.waiting.len() < WAITING_MAX {
-                queue.waiting.push_front(event);
-            } else {
-                queue.dropped += 1;
-            }
-        }
     }
 
     /// Returns when there may be something to take.
@@ -141,38 +121,12 @@ impl Events {
 }
 
 impl Queue {
-    fn record(&mut self, name: &str, now: Timestamp, make: impl FnOnce() -> Event) {
-        let is_it = |event: &&mut Event| event.metadata.as_ref().is_some_and(|meta| meta.name == name);
-        if let Some(event) = self.waiting.iter_mut().find(is_it) {
-            event.count = event.count.saturating_add(1);
-            event.last_timestamp = Some(now);
-            return;
-        }
-        let before = self
-            .sent
-            .iter()
-            .position(|event| event.metadata.as_ref().is_some_and(|meta| meta.name == name))
-            .and_then(|at| self.sent.remove(at));
-        let event = match before {
-            Some(mut event) => {
-                event.count = event.count.saturating_add(1);
-                event.last_timestamp = Some(now);
-                event
-            }
-            None => make(),
-        };
+    fn push(&mut self, event: Event) {
         if self.waiting.len() == WAITING_MAX {
             self.waiting.pop_front();
             self.dropped += 1;
         }
         self.waiting.push_back(event);
-    }
-
-    fn remember(&mut self, event: Event) {
-        if self.sent.len() == REMEMBERED_MAX {
-            self.sent.pop_front();
-        }
-        self.sent.push_back(event);
     }
 }
 
@@ -218,14 +172,9 @@ mod tests {
         events.record(&pod("web"), "Warning", "BackOff", "otherwise".to_owned());
         let taken = events.take(10);
         assert_eq!(taken.iter().map(|event| event.count).collect::<Vec<_>>(), [3, 1]);
-        // Also across sessions: the name is the same, so the controller replaces what it has.
+        // What was sent is counted by the controllers.
         events.record(&pod("web"), "Warning", "BackOff", "again".to_owned());
-        let again = events.take(10);
-        assert_eq!(again[0].count, 4);
-        assert_eq!(
-            again[0].metadata.as_ref().map(|meta| &meta.name),
-            taken[0].metadata.as_ref().map(|meta| &meta.name)
-        );
+        assert_eq!(events.take(10)[0].count, 1);
     }
 
     #[test]
@@ -237,17 +186,6 @@ mod tests {
         let taken = events.take(usize::MAX);
         assert_eq!(taken.len(), WAITING_MAX);
         assert_eq!(taken[0].message, "5");
-    }
-
-    #[test]
-    fn what_was_not_sent_goes_first() {
-        let events = Events::new("n1");
-        events.record(&pod("web"), "Normal", "First", String::new());
-        let taken = events.take(1);
-        events.record(&pod("web"), "Normal", "Second", String::new());
-        events.put_back(taken);
-        let reasons: Vec<String> = events.take(2).into_iter().map(|event| event.reason).collect();
-        assert_eq!(reasons, ["First", "Second"]);
     }
 
     #[test]

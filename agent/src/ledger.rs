@@ -20,7 +20,7 @@ use runtime::spec::IdRange;
 use serde::{Deserialize, Serialize};
 
 pub use allot::Want;
-pub use claim::ClaimError;
+pub use claim::{CLAIMS, ClaimError};
 
 use self::allot::{Pool, Taken};
 use crate::node::ClusterFacts;
@@ -40,6 +40,7 @@ const REVISION: &str = "revision";
 const FACTS: &str = "facts";
 const PEERS: &str = "peers";
 const PART: &str = "part";
+const CLUSTER: &str = "cluster";
 /// Last address handed out: the next search begins behind it.
 const ADDRESS: &str = "address";
 
@@ -136,7 +137,9 @@ impl Ledger {
         for table in [VALUES, PODS, CONFIG_MAPS, SLOTS, RECORDS] {
             transaction.open_table(table)?;
         }
-        let known = value(&transaction, PART)?.map(|bytes| number(&bytes, PART)).transpose()?;
+        let known = value(&transaction, PART)?
+            .map(|bytes| number(&bytes, PART))
+            .transpose()?;
         let known = known.and_then(|part| u32::try_from(part).ok());
         let part = claim::claim(claims, path, known)?;
         put_value(&transaction, PART, &u64::from(part).to_le_bytes())?;
@@ -145,6 +148,26 @@ impl Ledger {
             database,
             pool: Pool::of_part(part),
         })
+    }
+
+    /// The cluster that this node is in. When it is another one than before, what that one desired is forgotten: its pods
+    /// are no longer listed, and whoever clears up finds what they hold.
+    pub fn enter_cluster(&self, id: &str) -> Result<(), LedgerError> {
+        let transaction = self.database.begin_write()?;
+        let before = value(&transaction, CLUSTER)?;
+        if before.as_deref() == Some(id.as_bytes()) {
+            return Ok(());
+        }
+        if before.is_some() {
+            transaction.open_table(PODS)?.retain(|_, _| false)?;
+            transaction.open_table(CONFIG_MAPS)?.retain(|_, _| false)?;
+            let mut values = transaction.open_table(VALUES)?;
+            for name in [REVISION, FACTS, PEERS] {
+                values.remove(name)?;
+            }
+        }
+        put_value(&transaction, CLUSTER, id.as_bytes())?;
+        Ok(transaction.commit()?)
     }
 
     /// Pods that are to be here.

@@ -19,7 +19,10 @@ impl Place {
     }
 
     fn open(&self) -> Result<Ledger, LedgerError> {
-        Ledger::open(&self.top.path().join("ledger.redb"), &self.top.path().join("claims"))
+        Ledger::open(
+            &self.top.path().join("ledger.redb"),
+            &self.top.path().join("claims"),
+        )
     }
 }
 
@@ -106,7 +109,10 @@ fn what_is_released_is_free_again() {
     assert_eq!(ledger.uids().unwrap(), ["b"]);
     let c = ledger.allot("c", ALL).unwrap();
     assert_eq!(c.ids, a.ids);
-    assert!(c.address != a.address && c.address != b.address, "an address rests");
+    assert!(
+        c.address != a.address && c.address != b.address,
+        "an address rests"
+    );
 }
 
 #[test]
@@ -143,4 +149,25 @@ fn removed_pods_and_maps_are_forgotten() {
         ["default/y"]
     );
     assert_eq!(ledger.revision().unwrap(), 0);
+}
+
+#[test]
+fn another_cluster_begins_with_nothing_desired() {
+    let place = Place::new();
+    let ledger = place.open().unwrap();
+    ledger.enter_cluster("one").unwrap();
+    ledger.put_facts(&facts()).unwrap();
+    let change = Change {
+        revision: Some(7),
+        pods: vec![pod("a")],
+        ..Change::default()
+    };
+    ledger.commit(&change).unwrap();
+    ledger.allot("a", ALL).unwrap();
+    ledger.enter_cluster("one").unwrap();
+    assert_eq!(ledger.revision().unwrap(), 7);
+    ledger.enter_cluster("two").unwrap();
+    assert_eq!((ledger.revision().unwrap(), ledger.facts().unwrap()), (0, None));
+    assert!(ledger.pods().unwrap().is_empty());
+    assert_eq!(ledger.uids().unwrap(), ["a"], "what it holds is to be cleared up");
 }

@@ -21,6 +21,8 @@ pub struct Node {
     pub settings: Settings,
     /// The machine's cgroup hierarchies.
     pub layout: runtime::cgroup::Layout,
+    /// Whether image layers can be idmapped: the kernel and the store's file system, probed once.
+    pub idmapped_mounts: bool,
     /// Images on this node.
     pub images: Arc<image::Store>,
     /// Credentials and certificates of registries; read anew for each pull.

@@ -71,9 +71,9 @@ impl Settings {
         name.strip_prefix(POD_GROUP_PREFIX)
     }
 
-    /// The store of images.
+    /// The store of images: its `layers` are labelled by the SELinux policy where they lie.
     pub fn images_dir(&self) -> PathBuf {
-        self.data_dir.join("images")
+        self.data_dir.clone()
     }
 
     /// What the agent must not forget.

@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 pub use digest::Digest;
-pub use import::{ImportError, RootDefaults};
+pub use import::{ImportError, RootDefaults, Spool};
 pub use pull::{PullError, Registries, normalize};
 pub use unpack::UnpackError;
 pub use user::{User, UserError};

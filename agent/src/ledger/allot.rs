@@ -121,11 +121,7 @@ pub(super) fn allot(
 }
 
 /// The next free address behind the last one, so that one that was just given back rests: peers may still have it in mind.
-fn address(
-    range: Ipv4Net,
-    taken: &BTreeSet<Ipv4Addr>,
-    last: u32,
-) -> Result<(Ipv4Addr, u32), LedgerError> {
+fn address(range: Ipv4Net, taken: &BTreeSet<Ipv4Addr>, last: u32) -> Result<(Ipv4Addr, u32), LedgerError> {
     let first = range.network().to_bits();
     // 0 is the network's own, 1 the bridge's, the last one the broadcast address.
     let end = range.broadcast().to_bits() - first;

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -16,6 +16,9 @@ use super::allot::PARTS;
 
 /// Where agents of one machine claim their parts.
 pub const CLAIMS: &str = "/var/lib/bulkhead/.claims";
+
+/// Tries to lock a directory that others remove meanwhile; each removal is the end of a whole cluster.
+const LOCK_TRIES: usize = 16;
 
 /// Why there is no part for this ledger.
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +49,7 @@ fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClaimError
 /// Claims a part for a ledger, which exists: the one it had, if nobody else has it, else a free one.
 pub(super) fn claim(directory: &Path, ledger: &Path, before: Option<u32>) -> Result<u32, ClaimError> {
     let ledger = ledger.canonicalize().map_err(fail("find", ledger))?;
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(directory).map_err(fail("create", directory))?;
-    let opened = File::open(directory).map_err(fail("open", directory))?;
-    // Held for some file operations; whoever waits here waits for another agent's start.
-    let _lock = Flock::lock(opened, FlockArg::LockExclusive)
-        .map_err(|(_, error)| fail("lock", directory)(error.into()))?;
+    let _lock = lock(directory)?;
     let mut free = None;
     let mut first_own = None;
     for part in before.into_iter().filter(|part| *part < PARTS).chain(0..PARTS) {
@@ -83,6 +80,25 @@ pub(super) fn claim(directory: &Path, ledger: &Path, before: Option<u32>) -> Res
     let synced = File::open(directory).and_then(|directory| directory.sync_all());
     synced.map_err(fail("sync", directory))?;
     Ok(part)
+}
+
+/// Makes and locks the directory. Held for some file operations; whoever waits here waits for another agent's start.
+fn lock(directory: &Path) -> Result<Flock<File>, ClaimError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    for _ in 0..LOCK_TRIES {
+        builder.create(directory).map_err(fail("create", directory))?;
+        let opened = File::open(directory).map_err(fail("open", directory))?;
+        let locked = Flock::lock(opened, FlockArg::LockExclusive)
+            .map_err(|(_, error)| fail("lock", directory)(error.into()))?;
+        // `ctl dev down` removes an empty directory: what was locked may be no longer the one of this name.
+        let inode = locked.metadata().map_err(fail("stat", directory))?.ino();
+        if fs::metadata(directory).is_ok_and(|meta| meta.ino() == inode) {
+            return Ok(locked);
+        }
+    }
+    let source = io::ErrorKind::ResourceBusy.into();
+    Err(fail("lock", directory)(source))
 }
 
 fn holder(directory: &Path, part: u32) -> Result<Option<PathBuf>, ClaimError> {

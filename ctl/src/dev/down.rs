@@ -49,6 +49,7 @@ pub(super) async fn down(layout: &Layout, config: &Path, out: &mut Output) -> Re
         }
     }
     done(network::remove_bridge(&layout.bridge).await);
+    done(release_claims(layout));
     for directory in [&layout.run, &layout.data, &layout.log] {
         done(remove_tree(directory));
     }
@@ -206,6 +207,35 @@ fn remove_mounts(layout: &Layout) -> Result<(), CtlError> {
             .map_err(|error| CtlError::io(format!("failed to unmount {}", target.display()))(error.into()))?;
     }
     Ok(())
+}
+
+/// Gives back the parts of the machine's user ids that the cluster's agents have claimed: links to their ledgers.
+fn release_claims(layout: &Layout) -> Result<(), CtlError> {
+    let directory = layout.data.with_file_name(".claims");
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(CtlError::io(format!("failed to list {}", directory.display()))(error)),
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if std::fs::read_link(&path).is_ok_and(|ledger| ledger.starts_with(&layout.data)) {
+            std::fs::remove_file(&path)
+                .map_err(CtlError::io(format!("failed to remove {}", path.display())))?;
+        }
+    }
+    match std::fs::remove_dir(&directory) {
+        // Another cluster's, or an agent's that is making one.
+        Err(error)
+            if !matches!(
+                error.kind(),
+                std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound
+            ) =>
+        {
+            Err(CtlError::io(format!("failed to remove {}", directory.display()))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes a directory, and its parent too when nothing else is in it.

@@ -1,0 +1,235 @@
+//! The process of an agent, from start to stop.
+//!
+//! It takes up what the ledger knows before it has spoken to anyone: a node without controllers starts its pods. At the
+//! end it leaves monitors and containers as they are; the next one adopts them.
+
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::calls::Calls;
+use crate::events::Events;
+use crate::health::Health;
+use crate::identity::IdentityError;
+use crate::image::{ImageError, Registries, Store};
+use crate::ledger::{Ledger, LedgerError};
+use crate::link::Link;
+use crate::metrics::{self, Shown};
+use crate::node::Node;
+use crate::node_status::{NodeStatuses, system_info};
+use crate::pods::Pods;
+use crate::session::Session;
+use crate::settings::Settings;
+use crate::wiring::Wiring;
+use crate::{garbage, idmap, ledger, renew};
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Namespaces, mounts and groups are root's.
+    #[error("the agent makes namespaces, mounts and cgroups: run it as root")]
+    NotRoot,
+    /// Not joined, or damaged.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A directory.
+    #[error("failed to create {}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The image store.
+    #[error("failed to open the store of images")]
+    Images(#[from] ImageError),
+    /// No cgroups.
+    #[error("failed to find the machine's cgroups")]
+    Cgroup(#[from] runtime::cgroup::CgroupError),
+    /// A port is taken, say.
+    #[error("failed to listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The runtime's program.
+    #[error("{} is no program; give the path of bulkhead-runtime with --runtime", .path.display())]
+    Runtime {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The node's address is not known.
+    #[error("failed to find this node's own address; give it with --node-address")]
+    Address,
+}
+
+/// Settings, before what the machine says is filled in.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// All of them; `node_address` is replaced when none was given.
+    pub settings: Settings,
+    /// Whether `settings.node_address` was given.
+    pub address_given: bool,
+}
+
+/// Runs the agent until `stop` resolves.
+pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(RunError::NotRoot);
+    }
+    let mut settings = options.settings;
+    let link = Arc::new(Link::load(settings.config_dir.clone())?);
+    let identity = link.identity();
+    if !options.address_given {
+        settings.node_address = own_address(&identity.endpoints).ok_or(RunError::Address)?;
+    }
+    if !settings.runtime.is_file() {
+        let path = settings.runtime;
+        return Err(RunError::Runtime { path });
+    }
+    let directories = [
+        (&settings.data_dir, 0o700),
+        (&settings.run_dir, 0o711),
+        (&settings.monitors_dir(), 0o700),
+        (&settings.logs_dir(), 0o755),
+    ];
+    for (path, mode) in directories {
+        directory(path, mode)?;
+    }
+    let layout = runtime::cgroup::Layout::detect()?;
+    // The ledger is the lock of the data directory: whoever has it open is the only agent here.
+    let ledger = Ledger::open(&settings.ledger_file(), Path::new(ledger::CLAIMS))?;
+    ledger.enter_cluster(&identity.cluster_id)?;
+    let images = Arc::new(Store::open(&settings.images_dir())?);
+    let idmapped_mounts = idmap::probe(&settings.images_dir());
+    let metrics_listener = TcpListener::bind(settings.metrics_address).await;
+    let metrics_listener = metrics_listener.map_err(|source| RunError::Listen {
+        address: settings.metrics_address,
+        source,
+    })?;
+
+    let (facts, cluster) = watch::channel(ledger.facts()?);
+    let (peers, peers_told) = watch::channel(ledger.peers()?);
+    let (network_sender, network) = watch::channel(None);
+    let info = system_info(&layout, idmapped_mounts);
+    tracing::info!(
+        name = identity.name,
+        address = %settings.node_address,
+        cgroups = info.cgroup_mode,
+        idmapped_mounts,
+        selinux = info.selinux,
+        "starting"
+    );
+    let node = Arc::new(Node {
+        name: identity.name.clone(),
+        layout,
+        idmapped_mounts,
+        images,
+        registries: Registries {
+            dir: settings.registries_dir(),
+        },
+        ledger,
+        events: Events::new(&identity.name),
+        cluster: cluster.clone(),
+        network,
+        settings: settings.clone(),
+    });
+    let pods = Pods::adopt(node.clone())?;
+    let counts = pods.counts();
+    tracing::info!(
+        pods = counts.desired,
+        left = counts.going,
+        "took up what the ledger knows"
+    );
+    let wiring = Wiring {
+        settings: settings.clone(),
+        pods: pods.clone(),
+        facts: cluster,
+        peers: peers_told,
+        network: network_sender,
+    };
+    let health = Arc::new(Health::default());
+    let session = Session {
+        node: node.clone(),
+        pods: pods.clone(),
+        link: link.clone(),
+        calls: Calls::new(node.clone(), pods.clone(), health.clone()),
+        statuses: NodeStatuses::new(&node.name, settings, info),
+        facts,
+        peers,
+        health: health.clone(),
+    };
+    let shown = Shown {
+        node: node.clone(),
+        pods: pods.clone(),
+        health,
+    };
+    notify("READY=1");
+    tokio::select! {
+        biased;
+        () = stop => {}
+        // None of these returns.
+        () = session.run() => {}
+        () = wiring.run() => {}
+        () = renew::run(link) => {}
+        () = garbage::run(node, pods) => {}
+        () = metrics::serve(metrics_listener, shown) => {}
+    }
+    notify("STOPPING=1");
+    tracing::info!("stopping; pods go on");
+    Ok(())
+}
+
+fn directory(path: &Path, mode: u32) -> Result<(), RunError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|source| RunError::Directory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The address that packets to a controller carry. Nothing is sent: connecting a UDP socket only looks up the route.
+fn own_address(endpoints: &[String]) -> Option<Ipv4Addr> {
+    endpoints.iter().find_map(|endpoint| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect(endpoint.trim_start_matches("https://")).ok()?;
+        match socket.local_addr().ok()? {
+            SocketAddr::V4(address) if !address.ip().is_unspecified() => Some(*address.ip()),
+            _ => None,
+        }
+    })
+}
+
+/// Tells the service manager, if there is one (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = || -> io::Result<()> {
+        let bytes = path.as_bytes();
+        let address = match bytes.strip_prefix(b"@") {
+            Some(name) => UnixAddress::from_abstract_name(name)?,
+            None => UnixAddress::from_pathname(&path)?,
+        };
+        UnixDatagram::unbound()?
+            .send_to_addr(state.as_bytes(), &address)
+            .map(drop)
+    };
+    if let Err(cause) = sent() {
+        tracing::warn!(error = %cause, "failed to tell the service manager");
+    }
+}
