@@ -274,7 +274,7 @@ impl Kind {
             .into_iter()
             .flat_map(|kind| [kind.singular(), kind.plural()]);
         Err(KindError::Unknown {
-            text: text.to_owned(),
+            text: schema::shown(text),
             suggestion: schema::nearest(resource, names),
         })
     }
@@ -295,7 +295,7 @@ impl Kind {
             let group = api_version.split_once('/').map_or("", |(group, _)| group);
             let foreign = group.contains('.') && !group.ends_with(".k8s.io");
             return Err(KindError::Unknown {
-                text: kind.to_owned(),
+                text: schema::shown(kind),
                 suggestion: schema::nearest(kind, names).filter(|_| !foreign),
             });
         };
@@ -305,7 +305,7 @@ impl Kind {
             Err(KindError::Version {
                 kind: found.as_str(),
                 expected: found.api_version(),
-                found: api_version.to_owned(),
+                found: schema::shown(api_version),
             })
         }
     }

@@ -181,11 +181,15 @@ pub fn manifests(file: &str, bytes: &[u8]) -> Result<Vec<Manifest>, Refusals> {
         nodes: 0,
     };
     if let Some(text) = reader.text(bytes) {
+        let mut nodes = 0;
         for (origin, part) in json::values(text) {
-            for document in tree::documents(part, origin, &mut |at, message| {
+            for document in tree::documents(part, origin, &mut nodes, &mut |at, message| {
                 reader.refusals.push(refusal(file, at, "", message))
             }) {
                 reader.document(&document);
+            }
+            if nodes > NODES_MAX {
+                break; // told
             }
         }
     }

@@ -40,3 +40,10 @@ pub(crate) fn hint(suggestion: Option<&str>) -> String {
         .map(|name| format!("; did you mean `{name}`?"))
         .unwrap_or_default()
 }
+
+/// Of a text that a message repeats: not megabytes of it.
+pub(crate) fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+    let dots = if text.chars().nth(80).is_some() { "..." } else { "" };
+    format!("{cut}{dots}")
+}

@@ -523,3 +523,20 @@ fn resources_of_nobody_are_unknown() {
         assert!(line.starts_with(start), "{line}");
     }
 }
+
+#[test]
+fn a_file_of_broken_documents_is_told_in_time() {
+    // Each of a million would be looked for in all of the text.
+    let refused = refused(&"---\n]\n".repeat(100_000));
+    assert_eq!(refused.len(), 101);
+    assert_eq!(refused[0], "f.yaml:2:1: not valid YAML: misplaced bracket");
+    let values = "{}".repeat(600_000);
+    assert!(
+        refused_bytes(values.as_bytes())
+            .last()
+            .is_some_and(|line| line.ends_with("more")),
+    );
+    let kind = "x".repeat(1 << 20);
+    let long = refused_bytes(format!("apiVersion: v1\nkind: {kind}\n").as_bytes());
+    assert!(long[0].len() < 200);
+}

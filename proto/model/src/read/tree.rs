@@ -6,7 +6,7 @@ use std::rc::Rc;
 use granit_parser::{ErrorKind, Event, Marker, Options, Parser, ScalarStyle, ScanError};
 
 use super::scalar::{self, Plain};
-use super::{DEPTH_MAX, NODES_MAX, Position};
+use super::{DEPTH_MAX, NODES_MAX, Position, REFUSALS_MAX};
 
 /// A value and where it begins. Shared where an alias repeats it.
 pub(super) struct Node {
@@ -67,14 +67,20 @@ enum Open {
 }
 
 /// Every document that could be parsed; what could not is refused and the next document is read. Empty ones are left out.
-/// `origin`: where in the file the text begins.
+/// `origin`: where in the file the text begins. `nodes`: values of the file so far, see [`NODES_MAX`].
 pub(super) fn documents(
     text: &str,
     origin: Position,
+    nodes: &mut usize,
     refuse: &mut dyn FnMut(Position, String),
 ) -> Vec<Rc<Node>> {
     let position = |marker: &Marker| moved(position(marker), origin);
-    let syntax = |error: &ScanError| syntax(error, text);
+    let mut errors = 0;
+    let mut syntax = |error: &ScanError| {
+        errors += 1;
+        // Looking for the line costs the text's length: for those that are told.
+        syntax(error, if errors <= REFUSALS_MAX { text } else { "" })
+    };
     let mut options = Options::default();
     options.emit_comments = false;
     options.block_nesting_limit = DEPTH_MAX;
@@ -82,7 +88,9 @@ pub(super) fn documents(
     let mut parser = Parser::new_from_str_with_options(text, options);
     let mut documents = Vec::new();
     let mut builder = Builder::default();
+    builder.nodes = *nodes;
     loop {
+        *nodes = builder.nodes;
         let step = match parser.next_event() {
             None => return documents,
             Some(Ok((Event::StreamEnd, _))) => return documents,

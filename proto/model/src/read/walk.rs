@@ -364,11 +364,9 @@ fn place_of(root: &MessageDescriptor, name: &str) -> Option<String> {
     None
 }
 
-/// A text for a message: quoted, and not megabytes of it.
+/// A text for a message, quoted.
 fn short(text: &str) -> String {
-    let cut: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    let dots = if text.chars().nth(80).is_some() { "..." } else { "" };
-    format!("`{cut}{dots}`")
+    format!("`{}`", schema::shown(text))
 }
 
 fn string(text: &str, plain: bool) -> Result<(), String> {
