@@ -1,0 +1,107 @@
+//! Tells sessions what changed: each looks only when something of its own may have.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::state::v1::Change;
+use proto::v1::Node as NodeObject;
+use proto::v1::object::Object as Any;
+use state::State;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::desired::{Peers, peer};
+use super::registry::Sessions;
+use crate::raft::{Changed, Node};
+
+/// How often this member looks whether it still is one.
+const MEMBER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Follows the state until it is dropped.
+pub(crate) async fn dispatch(node: Node, sessions: Sessions, peers: watch::Sender<Arc<Peers>>) {
+    let mut changes = node.changes();
+    let mut known = all_peers(&node.stale());
+    peers.send_replace(Arc::new(known.clone()));
+    let mut tick = tokio::time::interval(MEMBER_INTERVAL);
+    let mut member = false;
+    loop {
+        tokio::select! {
+            biased;
+            changed = changes.recv() => match changed {
+                Ok(Changed::By(changes)) => {
+                    if tell(&changes, &sessions, &mut known) {
+                        peers.send_replace(Arc::new(known.clone()));
+                    }
+                }
+                Ok(Changed::All) | Err(RecvError::Lagged(_)) => {
+                    known = all_peers(&node.stale());
+                    peers.send_replace(Arc::new(known.clone()));
+                    sessions.mark_all();
+                }
+                Err(RecvError::Closed) => return,
+            },
+            _ = tick.tick() => {
+                let now = node.members().iter().any(|info| info.id == node.id());
+                if member && !now {
+                    tracing::info!("this controller was removed from the cluster; agents have to go to another one");
+                    sessions.close_all(Status::unavailable("this controller was removed from the cluster"));
+                }
+                member |= now;
+            }
+        }
+    }
+}
+
+fn all_peers(state: &State) -> Peers {
+    let peers = state.nodes().filter_map(peer);
+    peers.map(|peer| (peer.name.clone(), peer)).collect()
+}
+
+/// Marks the sessions that one transaction concerns; whether the peers have changed.
+fn tell(changes: &[Change], sessions: &Sessions, peers: &mut Peers) -> bool {
+    let (mut peers_changed, mut maps_changed) = (false, false);
+    for change in changes {
+        match change.object.as_ref().and_then(|object| object.object.as_ref()) {
+            Some(Any::Pod(pod)) => {
+                let node = pod.spec.as_ref().map_or("", |spec| spec.node_name.as_str());
+                if !node.is_empty() {
+                    sessions.mark_pods(node);
+                }
+            }
+            Some(Any::ConfigMap(_)) => maps_changed = true,
+            Some(Any::Node(node)) if change.r#type == "DELETED" => {
+                let name = name_of(node);
+                peers_changed |= peers.remove(name).is_some();
+                sessions.close(name, deleted(name));
+            }
+            Some(Any::Node(node)) => peers_changed |= update(peers, node),
+            _ => {}
+        }
+    }
+    if maps_changed {
+        sessions.mark_config_maps();
+    }
+    peers_changed
+}
+
+fn update(peers: &mut Peers, node: &NodeObject) -> bool {
+    let name = name_of(node);
+    match peer(node) {
+        Some(peer) if peers.get(name) == Some(&peer) => false,
+        Some(peer) => {
+            peers.insert(name.to_owned(), peer);
+            true
+        }
+        None => peers.remove(name).is_some(),
+    }
+}
+
+fn name_of(node: &NodeObject) -> &str {
+    node.metadata.as_ref().map_or("", |meta| meta.name.as_str())
+}
+
+/// What the agent of a node that is gone hears.
+pub(super) fn deleted(name: &str) -> Status {
+    Status::failed_precondition(format!("there is no node {name} in this cluster; join it again"))
+}
