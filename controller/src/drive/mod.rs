@@ -1,0 +1,237 @@
+//! The leader's loop: what follows from the state is proposed until nothing follows.
+//!
+//! It runs on the member that leads and stops with its leadership. Each pass looks at a state in which the proposals of the
+//! pass before are applied: first `state::plan`, then `state::schedule` over what came of it. A pass begins when the state
+//! or a lease has changed, and once a second.
+
+mod told;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use proto::state::v1::command_reply::Reply;
+use proto::state::v1::{Command, CommandReply, StatusBatch, command};
+use state::plan::Lease;
+use state::{SCHEMA_LEVEL, State, plan, schedule};
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::events::Events;
+use crate::leases::Leases;
+use crate::metrics::Gauges;
+use crate::raft::{Node, ProposeError};
+use crate::security::new_uuid;
+
+/// Some steps wait for a time, so the plan is asked at least this often.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Commands of one pass under way at a time: they share the disks' syncs, and enter the log in their order.
+const PROPOSALS_MAX: usize = 32;
+/// After a refusal the next pass waits, twice as long each time: what is out of date passes, what isn't must not spin.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+/// Longest such wait.
+const REFUSED_PAUSE_MAX: Duration = INTERVAL;
+/// After a command of which nothing is known.
+const FAILED_PAUSE: Duration = Duration::from_millis(200);
+/// Deciding may take half of one processor: a pass that took longer than this is followed by a rest as long as itself.
+const QUICK: Duration = Duration::from_millis(5);
+
+/// The loop with what it needs.
+pub(crate) struct Drive {
+    pub(crate) node: Node,
+    pub(crate) leases: Leases,
+    pub(crate) events: Events,
+    pub(crate) gauges: Arc<Gauges>,
+}
+
+/// What came of one pass.
+#[derive(Debug, Default)]
+struct Pass {
+    /// How long deciding took.
+    decided: Duration,
+    proposed: usize,
+    refused: usize,
+    /// Of some proposal it is not known whether it will be applied.
+    unknown: bool,
+}
+
+impl Drive {
+    /// Runs while this member leads, again and again, until consensus ends.
+    pub(crate) async fn run(self) {
+        let mut leadership = self.node.leadership();
+        loop {
+            let term = match leadership.wait_for(|now| now.is_me).await {
+                Ok(now) => now.term,
+                Err(_) => return,
+            };
+            let mut deposed = leadership.clone();
+            self.leases.begin();
+            let ended = tokio::select! {
+                biased;
+                ended = deposed.wait_for(|now| !now.is_me || now.term != term) => ended.is_err(),
+                () = self.lead() => true,
+            };
+            self.leases.end();
+            self.gauges.follow();
+            if ended {
+                return;
+            }
+        }
+    }
+
+    async fn lead(&self) {
+        // A new leader first has to have applied all that was committed before it.
+        while let Err(cause) = self.node.read().await {
+            tracing::info!(%cause, "the new leader waits for most of the members");
+            tokio::time::sleep(FAILED_PAUSE).await;
+        }
+        let mut applied = self.node.applied();
+        let mut pause = REFUSED_PAUSE;
+        loop {
+            let began = Instant::now();
+            let state = applied.borrow_and_update().state.clone();
+            let pass = self.pass(&state).await;
+            if pass.proposed > 0 {
+                tracing::debug!(revision = state.revision(), ?pass, "a pass of the leader's loop");
+            }
+            if pass.unknown && !self.barrier().await {
+                return;
+            }
+            if pass.refused > 0 {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(REFUSED_PAUSE_MAX);
+            } else {
+                pause = REFUSED_PAUSE;
+            }
+            if pass.decided > QUICK {
+                tokio::time::sleep(pass.decided).await;
+            }
+            let next = self
+                .leases
+                .next_end()
+                .map_or(began + INTERVAL, |end| end.min(began + INTERVAL));
+            tokio::select! {
+                biased;
+                // What changed no object (a refusal, say) is no reason to look again.
+                moved = applied.wait_for(|applied| applied.state.revision() != state.revision()) => {
+                    if moved.is_err() {
+                        return;
+                    }
+                }
+                () = self.leases.changed() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    async fn pass(&self, state: &State) -> Pass {
+        let mut pass = Pass::default();
+        let names = state
+            .nodes()
+            .filter_map(|node| Some(node.metadata.as_ref()?.name.as_str()));
+        let world = self.leases.world(names, clock::now_ms());
+        let lost = world
+            .leases
+            .values()
+            .filter(|lease| matches!(lease, Lease::Lost { .. }))
+            .count();
+        let planned = {
+            let state = state.clone();
+            decide(&mut pass, move || plan::commands(&state, clock::now_ms(), &world)).await
+        };
+        let mut state = state.clone();
+        if let Some(commands) = planned
+            && !commands.is_empty()
+        {
+            self.propose(&state, commands, &mut pass).await;
+            if pass.unknown {
+                return pass;
+            }
+            state = self.node.stale();
+        }
+        let placed = {
+            let state = state.clone();
+            decide(&mut pass, move || schedule::commands(&state, clock::now_ms())).await
+        };
+        let (commands, unplaced) = placed.unwrap_or_default();
+        self.gauges.pass(lost, unplaced.len());
+        self.propose(&state, commands, &mut pass).await;
+        pass
+    }
+
+    /// Proposes in order; each answer comes once its command is applied here.
+    async fn propose(&self, before: &State, commands: Vec<Command>, pass: &mut Pass) {
+        pass.proposed += commands.len();
+        let proposals = commands.into_iter().map(|command| async move {
+            let answer = self.node.propose(command.clone()).await;
+            (command, answer)
+        });
+        let mut answers = stream::iter(proposals).buffered(PROPOSALS_MAX);
+        while let Some((command, answer)) = answers.next().await {
+            match answer.map(|CommandReply { reply }| reply) {
+                Ok(Some(Reply::Applied(_))) => {
+                    self.events
+                        .record(told::events(before, &command, clock::now_ms()))
+                }
+                Ok(Some(Reply::Refused(refused))) => {
+                    tracing::debug!(
+                        reason = refused.reason,
+                        message = refused.message,
+                        "a step was out of date"
+                    );
+                    pass.refused += 1;
+                }
+                Ok(None) => pass.refused += 1,
+                Err(cause @ ProposeError::TooLarge { .. }) => {
+                    tracing::error!(%cause, "a step of the leader's loop can't be proposed");
+                    pass.refused += 1;
+                }
+                Err(cause) => {
+                    tracing::info!(%cause, "a step of the leader's loop was not confirmed");
+                    pass.unknown = true;
+                }
+            }
+        }
+    }
+
+    /// After a proposal of which nothing is known: returns true when nothing of before can still be applied, since what
+    /// follows it in the log was. False when consensus has ended.
+    async fn barrier(&self) -> bool {
+        loop {
+            tokio::time::sleep(FAILED_PAUSE).await;
+            let nothing = Command {
+                request_id: new_uuid(),
+                time: Some(clock::timestamp(clock::now_ms())),
+                level: SCHEMA_LEVEL,
+                kind: Some(command::Kind::Status(StatusBatch::default())),
+            };
+            match self.node.propose(nothing).await {
+                Ok(_) => return true,
+                Err(ProposeError::Stopped { cause }) => {
+                    tracing::info!(cause, "the leader's loop ends");
+                    return false;
+                }
+                Err(cause) => tracing::info!(%cause, "the leader's loop waits"),
+            }
+        }
+    }
+}
+
+/// Decides off the async threads: over a large cluster it takes a while. None when that failed.
+async fn decide<T: Send + 'static>(pass: &mut Pass, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let timed = move || {
+        let began = Instant::now();
+        (work(), began.elapsed())
+    };
+    match tokio::task::spawn_blocking(timed).await {
+        Ok((decided, took)) => {
+            pass.decided += took;
+            Some(decided)
+        }
+        Err(cause) => {
+            tracing::error!(error = %cause, "the leader's loop failed to decide");
+            pass.refused += 1;
+            None
+        }
+    }
+}
