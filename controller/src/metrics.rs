@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::raft::Node;
+use crate::session::Sessions;
 
 /// Scrapers and health checks; more wait in the kernel's backlog.
 const CONNECTIONS_MAX: usize = 32;
@@ -23,8 +25,39 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What the leader's loop counts; zero, but for the passes, on a member that does not lead.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    passes: AtomicU64,
+    lost: AtomicU64,
+    unplaced: AtomicU64,
+}
+
+impl Gauges {
+    /// The loop has run once more.
+    pub(crate) fn pass(&self, lost: usize, unplaced: usize) {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        self.lost.store(lost as u64, Ordering::Relaxed);
+        self.unplaced.store(unplaced as u64, Ordering::Relaxed);
+    }
+
+    /// Another member leads.
+    pub(crate) fn follow(&self) {
+        self.lost.store(0, Ordering::Relaxed);
+        self.unplaced.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Where the figures come from.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) node: Node,
+    pub(crate) sessions: Sessions,
+    pub(crate) gauges: Arc<Gauges>,
+}
+
 /// Answers until the task is aborted.
-pub async fn serve(listener: TcpListener, node: Node) {
+pub(crate) async fn serve(listener: TcpListener, sources: Sources) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
@@ -38,10 +71,10 @@ pub async fn serve(listener: TcpListener, node: Node) {
                 continue;
             }
         };
-        let node = node.clone();
+        let sources = sources.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&request, &node);
+                let response = answer(&request, &sources);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -57,17 +90,17 @@ pub async fn serve(listener: TcpListener, node: Node) {
     }
 }
 
-fn answer(request: &Request<Incoming>, node: &Node) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes>> {
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET, "/readyz") => match node.leadership().borrow().leader {
+        (&Method::GET, "/readyz") => match sources.node.leadership().borrow().leader {
             Some(leader) => (StatusCode::OK, format!("member {leader} leads\n")),
             None => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no controller leads\n".to_owned(),
             ),
         },
-        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(node)),
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(sources)),
         (&Method::GET, _) => (
             StatusCode::NOT_FOUND,
             "there are /healthz, /readyz and /metrics\n".to_owned(),
@@ -80,7 +113,13 @@ fn answer(request: &Request<Incoming>, node: &Node) -> Response<Full<Bytes>> {
 }
 
 /// In the text format of Prometheus.
-fn metrics(node: &Node) -> String {
+fn metrics(
+    Sources {
+        node,
+        sessions,
+        gauges,
+    }: &Sources,
+) -> String {
     let progress = node.progress();
     let leads = u64::from(node.leadership().borrow().is_me);
     let members = node.members().len() as u64;
@@ -103,6 +142,26 @@ fn metrics(node: &Node) -> String {
             "bulkhead_state_revision",
             "Counter of changes of objects",
             revision,
+        ),
+        (
+            "bulkhead_agent_sessions",
+            "Agents that hold their session with this controller",
+            sessions.count() as u64,
+        ),
+        (
+            "bulkhead_leases_lost",
+            "Nodes that are silent, on the leader",
+            gauges.lost.load(Ordering::Relaxed),
+        ),
+        (
+            "bulkhead_pods_unplaced",
+            "Pods that no node can take, on the leader",
+            gauges.unplaced.load(Ordering::Relaxed),
+        ),
+        (
+            "bulkhead_drive_passes",
+            "Passes of the leader's loop in this process",
+            gauges.passes.load(Ordering::Relaxed),
         ),
     ];
     rows.iter().fold(String::new(), |mut text, (name, help, value)| {

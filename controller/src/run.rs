@@ -12,17 +12,26 @@ use std::time::Duration;
 use rpc::v1::join_server::JoinServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::metrics;
+use crate::calls::Calls;
+use crate::drive::Drive;
+use crate::events::Events;
+use crate::leases::{self, Leases, Renewals};
+use crate::metrics::{self, Gauges, Sources};
 use crate::raft::{MemberId, Node, NodeConfig, StartError};
-use crate::security::ca::SHORT_LIFE;
+use crate::security::ca::{Authority, SHORT_LIFE};
 use crate::security::join::JoinService;
 use crate::security::listen::{self, CONNECTION_AGE_MAX};
 use crate::security::live::ClientAuth;
 use crate::security::unix_now;
+use crate::session::{self, Desk, Sessions};
 use crate::setup::{Identity, Loaded, Places, SetupError, member_subject};
+use crate::status::Reports;
+use crate::{api, relay};
 
 /// Connections to the API: thousands of agents and some people.
 const API_CONNECTIONS_MAX: usize = 16_384;
@@ -91,6 +100,9 @@ pub enum RunError {
     /// Consensus ended; a restart brings this member back.
     #[error("consensus has ended: {0}")]
     Ended(String),
+    /// A loop of this process died; a restart brings it back.
+    #[error("a part of this controller has ended: {0}")]
+    Part(String),
 }
 
 /// Runs a member until `stop` resolves or something essential fails.
@@ -116,14 +128,13 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         return Err(RunError::LogLost { name: identity.name });
     }
 
+    let parts = Parts::new(&node);
     let (stopping, stopped) = watch::channel(false);
     let peer_tls = live.server_config(&ca, ClientAuth::Required)?;
     let peers = {
         let (node, stopped) = (node.clone(), wait(stopped.clone()));
-        tokio::spawn(async move {
-            node.serve(peer_listener, peer_tls, Routes::default(), stopped)
-                .await
-        })
+        let more = parts.relay(&node);
+        tokio::spawn(async move { node.serve(peer_listener, peer_tls, more, stopped).await })
     };
     node.recovered().await;
     if !identity.began {
@@ -150,10 +161,14 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         }
     });
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
-    let metrics = tokio::spawn(metrics::serve(metrics_listener, node.clone()));
-
-    let join = JoinServer::new(JoinService::new(node.clone(), authority.clone()));
-    let routes = Routes::new(join);
+    let mut loops = JoinSet::new();
+    let routes = parts.start(&node, authority, &mut loops);
+    let sources = Sources {
+        node: node.clone(),
+        sessions: parts.sessions.clone(),
+        gauges: parts.gauges.clone(),
+    };
+    loops.spawn(metrics::serve(metrics_listener, sources));
     let api_tls = Arc::new(live.server_config(&ca, ClientAuth::Optional)?);
     let incoming = listen::accept(api_listener, api_tls, API_CONNECTIONS_MAX);
     let api = tokio::spawn(
@@ -171,15 +186,23 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
     let ended = tokio::select! {
         biased;
         () = stop => None,
-        cause = node.ended() => Some(cause),
+        cause = node.ended() => Some(RunError::Ended(cause)),
+        part = loops.join_next() => Some(RunError::Part(match part {
+            Some(Err(cause)) => cause.to_string(),
+            Some(Ok(())) | None => "it had nothing more to do".to_owned(),
+        })),
     };
     notify("STOPPING=1");
     renewal.abort();
     promotion.abort();
-    metrics.abort();
     if ended.is_none() {
         hand_over(&node).await;
     }
+    // Agents go to another controller; the servers need not wait for them.
+    parts
+        .sessions
+        .close_all(Status::unavailable("this controller is stopping"));
+    loops.abort_all();
     stopping.send_replace(true);
     for (name, server) in [("API", api), ("members' port", peers)] {
         match tokio::time::timeout(DRAIN_TIMEOUT, server).await {
@@ -189,7 +212,61 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         }
     }
     node.shutdown().await;
-    ended.map_or(Ok(()), |cause| Err(RunError::Ended(cause)))
+    ended.map_or(Ok(()), Err)
+}
+
+/// What the listeners and the loops of a member share.
+pub(crate) struct Parts {
+    leases: Leases,
+    events: Events,
+    pub(crate) sessions: Sessions,
+    pub(crate) calls: Calls,
+    gauges: Arc<Gauges>,
+}
+
+impl Parts {
+    pub(crate) fn new(node: &Node) -> Self {
+        let sessions = Sessions::new(Reports::default());
+        Self {
+            leases: Leases::default(),
+            events: Events::new(),
+            calls: Calls::new(node.clone(), sessions.clone()),
+            sessions,
+            gauges: Arc::default(),
+        }
+    }
+
+    /// For the members' port.
+    pub(crate) fn relay(&self, node: &Node) -> Routes {
+        relay::routes(
+            node.clone(),
+            self.leases.clone(),
+            self.events.clone(),
+            self.calls.clone(),
+        )
+    }
+
+    /// Begins the loops; gives what the API's port serves.
+    pub(crate) fn start(&self, node: &Node, authority: Arc<Authority>, loops: &mut JoinSet<()>) -> Routes {
+        let (renewals, renewed) = Renewals::new();
+        let (desk, dispatch) = Desk::new(node.clone(), self.sessions.clone(), renewals, self.events.clone());
+        let drive = Drive {
+            node: node.clone(),
+            leases: self.leases.clone(),
+            events: self.events.clone(),
+            gauges: self.gauges.clone(),
+        };
+        loops.spawn(dispatch);
+        loops.spawn(drive.run());
+        loops.spawn(leases::forward(renewed, node.clone(), self.leases.clone()));
+        loops.spawn(self.sessions.reports().clone().propose(node.clone()));
+        loops.spawn(self.events.clone().forward(node.clone()));
+        let join = JoinServer::new(JoinService::new(node.clone(), authority.clone()));
+        let ca_sha256 = authority.sha256();
+        api::routes(node.clone(), self.events.clone(), self.calls.clone(), ca_sha256)
+            .add_service(join)
+            .add_service(session::server(desk, authority))
+    }
 }
 
 /// On `[::]` both families are heard, unless the machine has no IPv6.
