@@ -31,6 +31,8 @@ const CALLS_MAX: usize = 128;
 const FRAMES_MAX: usize = 8;
 /// The controller waits ten seconds for `Carry`.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A call that is over here is over at the controller as soon as it has read the last frame; a slow client reads it later.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Carries out calls. Clones are the same.
 #[derive(Clone)]
@@ -90,6 +92,11 @@ impl Down {
             }
         }
         Ok(None)
+    }
+
+    /// Reads on until the controller has ended the call, too.
+    async fn rest(&mut self) {
+        while let Ok(Some(_)) = self.next().await {}
     }
 
     /// Returns when the client has left, for calls that take no input.
@@ -157,6 +164,11 @@ impl Calls {
             if up.send(carry_up::Frame::Error(error)).await.is_err() {
                 tracing::debug!(%status, "nobody hears of a call's failure");
             }
+        }
+        // A stream of which one half is dropped early is reset, and frames on their way are lost.
+        drop(up);
+        if tokio::time::timeout(END_TIMEOUT, down.rest()).await.is_err() {
+            tracing::debug!("the controller did not end a call that is over");
         }
         Ok(())
     }
