@@ -1,0 +1,134 @@
+//! What stands before a service: who calls, and whether everything in the request is understood.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::Frame;
+use prost_reflect::MessageDescriptor;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::Service;
+
+use super::authorize;
+use super::wire::{self, Frames, MESSAGE_BYTES_MAX};
+
+/// A request that is one message has to be here whole within this time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A service behind the guard.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard<S> {
+    inner: S,
+}
+
+impl<S> Guard<S> {
+    pub(crate) fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S: NamedService> NamedService for Guard<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The one that is ready is the one that is called.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        Box::pin(async move {
+            match admit(request).await {
+                Ok(request) => inner.call(request).await,
+                Err(status) => Ok(status.into_http()),
+            }
+        })
+    }
+}
+
+async fn admit(request: Request<Body>) -> Result<Request<Body>, Status> {
+    let path = request.uri().path();
+    authorize::check(path, request.extensions())?;
+    let Some(input) = wire::input(path) else {
+        return Err(Status::unimplemented(format!("there is no call {path}")));
+    };
+    let (parts, body) = request.into_parts();
+    let body = if input.streamed {
+        streamed(body, &input.message)
+    } else {
+        let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole(body, &input.message)).await;
+        whole.map_err(|_| Status::deadline_exceeded("the request did not come whole in time"))??
+    };
+    Ok(Request::from_parts(parts, body))
+}
+
+/// Of a request that is one message.
+async fn whole(body: Body, message: &MessageDescriptor) -> Result<Body, Status> {
+    let collected = Limited::new(body, MESSAGE_BYTES_MAX + 5).collect().await;
+    let collected = collected.map_err(|cause| match cause.downcast::<LengthLimitError>() {
+        Ok(_) => wire::too_large(MESSAGE_BYTES_MAX + 1),
+        Err(cause) => Status::from_error(cause),
+    })?;
+    let bytes = collected.to_bytes();
+    let mut frames = Frames::default();
+    frames.push(bytes.clone());
+    while frames.next(message)?.is_some() {}
+    Ok(Body::new(Full::new(bytes)))
+}
+
+/// Of a request that is many messages: each is passed on once it is whole and checked.
+fn streamed(body: Body, message: &MessageDescriptor) -> Body {
+    struct Checked {
+        body: Body,
+        message: MessageDescriptor,
+        frames: Frames,
+    }
+    let start = Some(Checked {
+        body,
+        message: message.clone(),
+        frames: Frames::default(),
+    });
+    let data = |bytes: Bytes| Ok(Frame::data(bytes));
+    let checked = stream::unfold(start, move |checked| async move {
+        let mut checked = checked?;
+        loop {
+            match checked.frames.next(&checked.message) {
+                Ok(Some(frame)) => return Some((data(frame), Some(checked))),
+                Ok(None) => {}
+                Err(status) => return Some((Err(status), None)),
+            }
+            match checked.body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => checked.frames.push(bytes),
+                    Err(trailers) => return Some((Ok(trailers), Some(checked))),
+                },
+                Some(Err(status)) => return Some((Err(status), None)),
+                None => {
+                    // Half a message, if anything: the server says so.
+                    let rest = checked.frames.rest();
+                    return (!rest.is_empty()).then(|| (data(rest), None));
+                }
+            }
+        }
+    });
+    Body::new(StreamBody::new(Box::pin(checked)))
+}

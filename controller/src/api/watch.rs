@@ -1,0 +1,252 @@
+//! Watch: what there is, then what changes; pulled by the reader from the ring of recent changes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use model::{Kind, object};
+use proto::state::v1::Key;
+use proto::v1::Object;
+use rpc::v1::{WatchEvent, WatchRequest};
+use state::State;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::Service;
+use super::read::Filter;
+use crate::watch::Ring;
+
+/// Changes or objects looked at in one step.
+const STEP: usize = 256;
+/// A reader who is shown nothing hears this often how far it is, so that it can go on from there.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What there was at the beginning and is still to be shown.
+enum Listing {
+    State { state: Box<State>, after: Option<Key> },
+    Events(VecDeque<Arc<Object>>),
+}
+
+/// One watch.
+struct Watching {
+    ring: Ring,
+    head: watch::Receiver<u64>,
+    filter: Filter,
+    listing: Option<Listing>,
+    /// Everything up to this revision was shown, or is in `next`.
+    revision: u64,
+    /// The last revision that the reader was told.
+    told: u64,
+    next: VecDeque<WatchEvent>,
+    /// How often it hears at least how far it is.
+    bookmarks: Duration,
+}
+
+impl Service {
+    pub(super) async fn do_watch(
+        &self,
+        request: WatchRequest,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, Status>>, Status> {
+        let filter = Filter::parse(
+            &request.kind,
+            &request.namespace,
+            &request.label_selector,
+            &request.field_selector,
+        )?;
+        let events = filter.kind == Kind::Event;
+        let ring = if events { self.events.ring() } else { &self.ring };
+        let (listing, revision) = match (request.revision, events) {
+            (0, true) => {
+                let (events, revision) = self.events.list();
+                (Some(Listing::Events(events.into())), revision)
+            }
+            (0, false) => {
+                let state = Box::new(self.state().await?);
+                let revision = state.revision();
+                (Some(Listing::State { state, after: None }), revision)
+            }
+            (revision, _) => (None, revision),
+        };
+        let watching = Watching {
+            head: ring.head(),
+            ring: ring.clone(),
+            filter,
+            listing,
+            revision,
+            told: revision,
+            next: VecDeque::new(),
+            bookmarks: BOOKMARK_INTERVAL,
+        };
+        // In the stream, as whatever ends a watch: readers list again at one place.
+        if events && revision > *watching.head.borrow() {
+            let foreign = Status::out_of_range(format!(
+                "revision {revision} of events is another member's: list again"
+            ));
+            return Ok(stream::iter([Err(foreign)]).boxed());
+        }
+        Ok(stream::unfold(Some(watching), step).boxed())
+    }
+}
+
+fn expired(cause: crate::watch::TooOld) -> Status {
+    Status::out_of_range(cause.to_string())
+}
+
+/// The next event and the watch after it; no watch after the last.
+async fn step(watching: Option<Watching>) -> Option<(Result<WatchEvent, Status>, Option<Watching>)> {
+    let mut watching = watching?;
+    loop {
+        if let Some(event) = watching.next.pop_front() {
+            watching.told = event.revision;
+            return Some((Ok(event), Some(watching)));
+        }
+        if watching.listing.is_some() {
+            watching.list();
+            continue;
+        }
+        // Seen before the look: what comes after it wakes us.
+        watching.head.borrow_and_update();
+        match watching.look() {
+            Err(status) => return Some((Err(status), None)),
+            Ok(true) => {}
+            Ok(false) => match tokio::time::timeout(watching.bookmarks, watching.head.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    let stopped = Status::unavailable("this controller is stopping: watch at another");
+                    return Some((Err(stopped), None));
+                }
+                Err(_) if watching.told < watching.revision => {
+                    watching.next.push_back(bookmark(watching.revision));
+                }
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+impl Watching {
+    /// Some of what there was at the beginning.
+    fn list(&mut self) {
+        let mut objects = Vec::new();
+        match self.listing.take() {
+            None => {}
+            Some(Listing::Events(mut events)) => {
+                let some = events.drain(..events.len().min(STEP));
+                objects.extend(some.map(|event| event.as_ref().clone()));
+                if !events.is_empty() {
+                    self.listing = Some(Listing::Events(events));
+                }
+            }
+            Some(Listing::State { state, after }) => {
+                let all = state.list(self.filter.kind, self.filter.namespace(), after.as_ref());
+                objects.extend(all.take(STEP));
+                if objects.len() == STEP {
+                    let after = objects.last().map(object::key);
+                    self.listing = Some(Listing::State { state, after });
+                }
+            }
+        }
+        let wanted = objects.into_iter().filter(|object| self.filter.matches(object));
+        self.next.extend(wanted.map(|object| WatchEvent {
+            r#type: "ADDED".to_owned(),
+            revision: object::meta(&object).resource_version.parse().unwrap_or(0),
+            object: Some(object),
+        }));
+        if self.listing.is_none() {
+            self.next.push_back(bookmark(self.revision));
+        }
+    }
+
+    /// Some of what changed; whether there was anything.
+    fn look(&mut self) -> Result<bool, Status> {
+        let entries = self.ring.after(self.revision, STEP).map_err(expired)?;
+        for entry in &entries {
+            self.revision = entry.revision;
+            if let Some((happened, object)) = entry.shown(|object| self.filter.matches(object)) {
+                self.next.push_back(WatchEvent {
+                    r#type: happened.as_str().to_owned(),
+                    revision: entry.revision,
+                    object: Some(object),
+                });
+            }
+        }
+        Ok(!entries.is_empty())
+    }
+}
+
+fn bookmark(revision: u64) -> WatchEvent {
+    WatchEvent {
+        r#type: "BOOKMARK".to_owned(),
+        revision,
+        object: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::v1::{ConfigMap, ObjectMeta};
+    use tonic::Code;
+
+    use super::*;
+    use crate::watch::{Entry, Happened, Held};
+
+    fn added(revision: u64, namespace: &str) -> Entry {
+        let map = ConfigMap {
+            metadata: Some(ObjectMeta {
+                name: format!("map-{revision}"),
+                namespace: namespace.to_owned(),
+                resource_version: revision.to_string(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        Entry {
+            revision,
+            happened: Happened::Added,
+            object: Held::Own(Arc::new(object::from(map))),
+            before: None,
+        }
+    }
+
+    fn watching(ring: &Ring, revision: u64, namespace: &str) -> Watching {
+        Watching {
+            ring: ring.clone(),
+            head: ring.head(),
+            filter: Filter::parse("ConfigMap", namespace, "", "").unwrap(),
+            listing: None,
+            revision,
+            told: revision,
+            next: VecDeque::new(),
+            bookmarks: Duration::from_millis(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_shows_its_own_and_says_how_far_it_is() {
+        let ring = Ring::new(10);
+        ring.push(vec![added(11, "web"), added(12, "other")]);
+        let (first, watch) = step(Some(watching(&ring, 10, "web"))).await.unwrap();
+        let first = first.unwrap();
+        assert_eq!((first.r#type.as_str(), first.revision), ("ADDED", 11));
+        // Nothing of its own comes: after a while it hears that it may go on at 12.
+        let (told, watch) = step(watch).await.unwrap();
+        let told = told.unwrap();
+        assert_eq!((told.r#type.as_str(), told.revision), ("BOOKMARK", 12));
+        ring.push(vec![added(13, "web")]);
+        let (next, _) = step(watch).await.unwrap();
+        assert_eq!(next.unwrap().revision, 13);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_is_dropped() {
+        let ring = Ring::new(10);
+        ring.push(vec![added(11, "web")]);
+        let (_, watch) = step(Some(watching(&ring, 10, ""))).await.unwrap();
+        ring.reset(50);
+        let (dropped, watch) = step(watch).await.unwrap();
+        assert_eq!(dropped.unwrap_err().code(), Code::OutOfRange);
+        assert!(step(watch).await.is_none());
+    }
+}
