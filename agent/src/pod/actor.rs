@@ -8,8 +8,8 @@ use proto::v1::{Container, Pod};
 use rpc::v1::PodReport;
 use runtime::monitor::protocol::PodState;
 use runtime::spec::{ContainerSpec, SandboxSpec};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Desired;
@@ -49,7 +49,8 @@ pub(super) struct Trouble {
 #[derive(Debug)]
 pub(super) enum Monitor {
     Absent,
-    Starting(JoinHandle<Result<(), MonitorError>>),
+    /// Says when it answers, or why it does not.
+    Starting(oneshot::Receiver<Result<(), MonitorError>>),
     Up {
         state: PodState,
         states: watch::Receiver<Heard>,
@@ -173,6 +174,9 @@ impl Actor {
     pub(super) async fn run(mut self) {
         let mut cluster = self.node.cluster.clone();
         let mut network = self.node.network_changes();
+        // What is there now is no change.
+        cluster.mark_unchanged();
+        network.mark_unchanged();
         let wake = Arc::clone(&self.view.wake);
         self.take_desired();
         // Until the ledger can be read nothing is known of the pod, and nothing is done.
@@ -309,17 +313,16 @@ impl Actor {
         while let Ok(arrival) = self.arrivals.1.try_recv() {
             self.arrived(arrival);
         }
-        if let Monitor::Starting(task) = &mut self.monitor
-            && task.is_finished()
-        {
-            let result = task.await;
-            match result {
-                Ok(Ok(())) => match self.connect().await {
-                    Ok(()) => {}
-                    Err(error) => self.sandbox_failed(&error),
-                },
+        if let Monitor::Starting(ready) = &mut self.monitor {
+            match ready.try_recv() {
+                Ok(Ok(())) => {
+                    if let Err(error) = self.connect().await {
+                        self.sandbox_failed(&error);
+                    }
+                }
                 Ok(Err(error)) => self.sandbox_failed(&error),
-                Err(_) => self.monitor = Monitor::Dead,
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Closed) => self.monitor = Monitor::Dead,
             }
         }
         if let Monitor::Up { state, states, .. } = &mut self.monitor {

@@ -101,12 +101,15 @@ impl Actor {
         let sandbox = sandbox.map_err(|error| trouble(SANDBOX, failed)(&error))?;
         self.files = true;
         let paths = self.paths.clone();
+        // Root's alone: who may write there may weaken every filter.
+        let cache = self.node.settings.data_dir.join("seccomp-cache");
         let made = || -> Result<(), files::FileError> {
+            files::make_dir(&cache, 0o700)?;
             files::make_dir(&paths.monitor, 0o700)?;
             fs::write(paths.pod(), pod.encode_to_vec()).map_err(files::failed("write", &paths.pod()))
         };
         made().map_err(|error| trouble(SANDBOX, failed)(&error))?;
-        let starting = monitor::start(&self.node.settings.runtime, &self.paths.monitor, &sandbox)
+        let starting = monitor::start(&self.node.settings.runtime, &self.paths.monitor, &cache, &sandbox)
             .map_err(|error| trouble(SANDBOX, failed)(&error))?;
         self.set_sandbox(sandbox);
         // Each sandbox runs its init containers; what ran in an earlier one is no more.
@@ -117,18 +120,14 @@ impl Actor {
         }
         self.volumes = false;
         let wake = Arc::clone(&self.view.wake);
-        let (woken, done) = tokio::sync::oneshot::channel::<()>();
-        self.monitor = Monitor::Starting(tokio::spawn(async move {
-            let result = starting.ready().await;
-            drop(woken);
-            result
-        }));
-        // A task's end shows only after its last line: whoever waits for it must be woken after that.
+        let (sender, ready) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
-            drop(done.await);
-            tokio::task::yield_now().await;
+            let result = starting.ready().await;
+            // The receiver is gone when the agent stops: the next one finds the monitor.
+            drop(sender.send(result));
             wake.notify_one();
         });
+        self.monitor = Monitor::Starting(ready);
         Ok(())
     }
 

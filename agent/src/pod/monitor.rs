@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use runtime::monitor::frame::{self, Decoder, FrameError, HEADER_BYTES, Stream};
 use runtime::monitor::protocol::{PodState, Reply, Request};
-use runtime::monitor::{LOG, SOCKET, SPEC};
+use runtime::monitor::{LOG, SECCOMP_CACHE, SOCKET, SPEC};
 use runtime::spec::{ContainerSpec, SandboxSpec};
 use rustix::fs::inotify;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -283,8 +283,13 @@ pub(super) struct Starting {
     renames: pipe::Receiver,
 }
 
-/// Starts a monitor. It goes on when the agent ends.
-pub(super) fn start(program: &Path, directory: &Path, spec: &SandboxSpec) -> Result<Starting, MonitorError> {
+/// Starts a monitor. It goes on when the agent ends. `cache` is where it keeps compiled seccomp filters.
+pub(super) fn start(
+    program: &Path,
+    directory: &Path,
+    cache: &Path,
+    spec: &SandboxSpec,
+) -> Result<Starting, MonitorError> {
     let path = directory.join(SPEC);
     let text = serde_json::to_vec(spec).map_err(MonitorError::Json)?;
     fs::write(&path, text).map_err(MonitorError::file("write", &path))?;
@@ -306,6 +311,7 @@ pub(super) fn start(program: &Path, directory: &Path, spec: &SandboxSpec) -> Res
         .arg("--dir")
         .arg(directory)
         .env_clear()
+        .env(SECCOMP_CACHE, cache)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -431,7 +437,7 @@ mod tests {
             },
             sysctls: Default::default(),
         };
-        let starting = start(Path::new("/bin/false"), temp.path(), &spec).unwrap();
+        let starting = start(Path::new("/bin/false"), temp.path(), temp.path(), &spec).unwrap();
         let error = starting.ready().await.unwrap_err();
         assert!(matches!(error, MonitorError::NotStarted { .. }), "{error}");
         let error = Client::connect(temp.path()).await.unwrap_err();

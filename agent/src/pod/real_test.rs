@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,7 +45,7 @@ fn program() -> Option<PathBuf> {
 struct Ground {
     node: Arc<Node>,
     top: PathBuf,
-    _temp: tempfile::TempDir,
+    temp: tempfile::TempDir,
     _cluster: watch::Sender<Option<ClusterFacts>>,
     _network: watch::Sender<Option<Arc<Network>>>,
 }
@@ -152,7 +152,7 @@ impl Ground {
         Self {
             node: Arc::new(node),
             top,
-            _temp: temp,
+            temp,
             _cluster: cluster_sender,
             _network: network_sender,
         }
@@ -185,6 +185,32 @@ impl Ground {
             assert!(left.is_empty(), "{left:?}");
         }
         group.remove(PATIENCE).unwrap();
+    }
+}
+
+impl Drop for Ground {
+    /// After a failure: no monitor of the test's, nor its containers, may go on.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let directories = fs::read_dir(self.node.settings.monitors_dir())
+            .into_iter()
+            .flatten();
+        for directory in directories.flatten().map(|entry| entry.path()) {
+            for pid in super::monitor::processes(&directory).unwrap_or_default() {
+                eprintln!("ending monitor {pid}");
+                let pid = nix::unistd::Pid::from_raw(pid);
+                if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                    eprintln!("monitor {pid}: {error}");
+                }
+            }
+        }
+        drop(super::files::unmount_below(self.temp.path()));
+        if let Ok(group) = runtime::cgroup::Cgroup::open(&self.node.layout, &self.top) {
+            drop(group.kill());
+            drop(group.remove(Duration::from_secs(10)));
+        }
     }
 }
 
@@ -404,7 +430,11 @@ fn a_pod_comes_up_is_adopted_survives_its_monitor_and_goes_without_a_trace() {
         })
         .await;
         assert_eq!(back.pod_ip, running.pod_ip);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let goes_on = status
+            .lines()
+            .any(|line| line.starts_with("State:") && !line.contains('Z'));
+        assert!(!goes_on, "the orphaned container goes on");
         assert_eq!(output(&handle, &["cat", "/scratch/x"]).await, "x", "volumes stay");
 
         let began = Instant::now();

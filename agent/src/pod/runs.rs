@@ -274,6 +274,8 @@ impl Actor {
         let live = self.live.entry(container.name.clone()).or_default();
         live.make.failed(now());
         live.unmade = Some((reason.to_owned(), message));
+        // Its layers may have been collected since it was looked up.
+        live.image = Fetched::Wanted;
     }
 
     pub(super) async fn stop(&mut self, index: usize, grace_ms: i64, replaced: bool) -> Result<(), Trouble> {

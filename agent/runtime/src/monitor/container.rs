@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -28,14 +30,21 @@ pub(super) const DRAIN: Duration = Duration::from_millis(250);
 /// How long a container's last processes may take to go at removal.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 
+/// Directory of compiled seccomp filters, in the monitor's environment; without it each start compiles its own.
+pub const SECCOMP_CACHE: &str = "BULKHEAD_SECCOMP_CACHE";
+
 /// How containers of a pod are started: they die with their monitor, which alone has their streams and reaps them.
-const OPTIONS: Options<'static> = Options {
-    seccomp_cache: None,
-    preserve_fds: 0,
-    keep_keyring: false,
-    bundle: None,
-    die_with_parent: true,
-};
+fn options() -> Options<'static> {
+    static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let cache = CACHE.get_or_init(|| std::env::var_os(SECCOMP_CACHE).map(PathBuf::from));
+    Options {
+        seccomp_cache: cache.as_deref(),
+        preserve_fds: 0,
+        keep_keyring: false,
+        bundle: None,
+        die_with_parent: true,
+    }
+}
 
 /// Why a container does not run; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +188,7 @@ impl Owned {
                 socket: theirs,
                 size: None,
             };
-            let running = container::start(&spec, Some(sandbox), &cgroup, stdio, &OPTIONS)?;
+            let running = container::start(&spec, Some(sandbox), &cgroup, stdio, &options())?;
             match receive_master(&ours)
                 .and_then(|master| Ok((sys::fd::dup_above(master.as_fd(), 3)?, master)))
             {
@@ -199,7 +208,7 @@ impl Owned {
         } else {
             let (stdio, ends) = pipes(host_user, spec.stdin).map_err(streams("make pipes"))?;
             (
-                container::start(&spec, Some(sandbox), &cgroup, stdio, &OPTIONS)?,
+                container::start(&spec, Some(sandbox), &cgroup, stdio, &options())?,
                 ends,
             )
         };
@@ -342,7 +351,7 @@ impl Owned {
             program.seccomp.as_deref(),
             &self.cgroup,
             stdio,
-            &OPTIONS,
+            &options(),
         )
     }
 
