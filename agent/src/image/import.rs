@@ -318,13 +318,16 @@ impl Store {
         let (diff_id, unpacked) = {
             let reader = decompress(BufReader::with_capacity(64 << 10, &mut blob)).map_err(unreadable)?;
             let mut content = Digesting::new(reader);
-            let unpacked =
-                unpack::unpack(root.as_fd(), &mut content, compressed_bytes).map_err(|source| {
-                    ImageError::Unpack {
-                        digest: shown(),
-                        source,
-                    }
-                })?;
+            let refused = |source| ImageError::Unpack {
+                digest: shown(),
+                source,
+            };
+            let unpacked = match expected {
+                // Whether the archive was cut is told by its digest, below.
+                Some(_) => unpack::unpack(root.as_fd(), unpack::Padded::new(&mut content), compressed_bytes),
+                None => unpack::unpack(root.as_fd(), &mut content, compressed_bytes),
+            }
+            .map_err(refused)?;
             // Padding after the archive's end belongs to the digest.
             (content.finish().map_err(unreadable)?, unpacked)
         };

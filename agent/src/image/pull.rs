@@ -263,9 +263,7 @@ impl Store {
         };
         match attempt(false)?.run(&name).await {
             // Plain HTTP is for this machine alone, and only where TLS is not spoken.
-            Err(PullError::Registry { source, .. })
-                if is_loopback(&registry) && matches!(*source, OciDistributionError::RequestError(_)) =>
-            {
+            Err(PullError::Registry { source, .. }) if is_loopback(&registry) && speaks_no_tls(&*source) => {
                 attempt(true)?.run(&name).await
             }
             other => other,
@@ -397,6 +395,30 @@ fn announced(descriptor: &OciDescriptor, limit: i64) -> Result<u64, ImageError> 
         return Err(refused());
     }
     u64::try_from(descriptor.size).map_err(|_| refused())
+}
+
+/// Whether a registry answered a TLS handshake as one that has never heard of TLS: with something else, or not at all. A
+/// certificate that is not trusted is no such answer.
+fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let tls = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            return match tls {
+                Some(tls) => matches!(tls, rustls::Error::InvalidMessage(_)),
+                None => matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::ConnectionAborted
+                ),
+            };
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn is_loopback(registry: &str) -> bool {

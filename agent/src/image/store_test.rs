@@ -127,6 +127,21 @@ fn an_oci_layout_becomes_an_image() {
 }
 
 #[test]
+fn a_layer_without_its_last_padding_is_taken_and_a_cut_one_refused() {
+    let whole = tar_of(&[("bin/app", b"program")]);
+    // Header and content, without what fills the block and ends the archive.
+    let unpadded = whole[..512 + 7].to_vec();
+    let image = Fixture::new()
+        .import(&oci_layout(&[(unpadded.clone(), gzip)], false), Some("app"))
+        .unwrap()
+        .remove(0);
+    assert_eq!(image.layers.len(), 1);
+    let cut: Compressor = |bytes| gzip(&bytes[..bytes.len() - 3]);
+    let refused = Fixture::new().import(&oci_layout(&[(unpadded, cut)], false), Some("app"));
+    assert!(refused.is_err(), "a part of the content is missing");
+}
+
+#[test]
 fn users_are_those_of_the_image() {
     let fixture = Fixture::new();
     let image = fixture.import(&two_layers(false), Some("app")).unwrap().remove(0);

@@ -127,6 +127,37 @@ pub(super) fn unpack(
     Ok(target.done)
 }
 
+/// A tar stream with zeros after its end up to a whole block: some tools (umoci's `insert`) leave the padding of the last
+/// entry out, and docker and podman take that.
+pub(super) struct Padded<R> {
+    stream: R,
+    bytes: u64,
+}
+
+/// Bytes of a tar block.
+const BLOCK_BYTES: u64 = 512;
+
+impl<R: Read> Padded<R> {
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, bytes: 0 }
+    }
+}
+
+impl<R: Read> Read for Padded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut count = self.stream.read(buffer)?;
+        if count == 0 {
+            let missing = self.bytes.next_multiple_of(BLOCK_BYTES) - self.bytes;
+            count = buffer.len().min(usize::try_from(missing).unwrap_or(0));
+            if let Some(padding) = buffer.get_mut(..count) {
+                padding.fill(0);
+            }
+        }
+        self.bytes = self.bytes.saturating_add(count as u64);
+        Ok(count)
+    }
+}
+
 /// Owner, mode and time of an entry.
 #[derive(Clone, Copy)]
 struct Attributes {
