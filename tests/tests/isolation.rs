@@ -299,7 +299,7 @@ fn each_layer_weakened_from_outside_is_named() {
         assert!(output.stderr.contains(layer), "{layer}: {}", output.stderr);
         let row = output.stdout.lines().find(|row| row.starts_with(layer));
         assert!(
-            row.is_some_and(|row| row.contains(" no ")),
+            row.is_some_and(|row| row.contains(" NO ")),
             "{layer}: {}",
             output.stdout
         );
