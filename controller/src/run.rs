@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +107,18 @@ pub enum RunError {
 }
 
 /// Runs a member until `stop` resolves or something essential fails.
-pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+pub async fn run(
+    options: RunOptions,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), RunError> {
+    run_until(options, Box::pin(stop)).await
+}
+
+/// Not generic, so that the whole process is compiled once, with this crate.
+async fn run_until(
+    options: RunOptions,
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+) -> Result<(), RunError> {
     let places = options.places.clone();
     let Loaded {
         identity,
