@@ -87,8 +87,10 @@ pub(super) fn documents(
     options.flow_nesting_limit = DEPTH_MAX;
     let mut parser = Parser::new_from_str_with_options(text, options);
     let mut documents = Vec::new();
-    let mut builder = Builder::default();
-    builder.nodes = *nodes;
+    let mut builder = Builder {
+        nodes: *nodes,
+        ..Builder::default()
+    };
     loop {
         *nodes = builder.nodes;
         let step = match parser.next_event() {
