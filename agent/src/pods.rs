@@ -14,7 +14,7 @@ use runtime::cgroup::Layout;
 use tokio::sync::{Notify, watch};
 
 use crate::desired::{self, Held};
-use crate::ledger::{Change, LedgerError};
+use crate::ledger::{Change, Ledger, LedgerError};
 use crate::node::Node;
 use crate::pod::{self, Desired, Handle};
 use crate::settings::Settings;
@@ -63,14 +63,38 @@ pub(crate) struct Counts {
     pub(crate) going: usize,
 }
 
+/// What there is when the agent starts.
+pub(crate) struct Found {
+    /// Pods of the ledger.
+    held: Vec<Pod>,
+    /// Pods of which something is left, and which the ledger no longer wants.
+    left: BTreeSet<String>,
+}
+
+impl Found {
+    /// Looks at the ledger and at the machine.
+    pub(crate) fn look(ledger: &Ledger, settings: &Settings, layout: &Layout) -> Result<Self, LedgerError> {
+        let held = ledger.pods()?;
+        let mut left: BTreeSet<String> = ledger.uids()?.into_iter().collect();
+        left.extend(leftovers(settings, layout));
+        for pod in &held {
+            left.remove(desired::uid(pod));
+        }
+        Ok(Self { held, left })
+    }
+
+    /// All of them.
+    pub(crate) fn uids(&self) -> Vec<String> {
+        let held = self.held.iter().map(|pod| desired::uid(pod).to_owned());
+        held.chain(self.left.iter().cloned()).collect()
+    }
+}
+
 impl Pods {
     /// Starts an actor for every pod of the ledger, and for whatever is left on the machine of pods that it no longer has.
-    pub(crate) fn adopt(node: Arc<Node>) -> Result<Arc<Self>, LedgerError> {
-        let held = node.ledger.pods()?;
+    pub(crate) fn adopt(node: Arc<Node>, found: Found) -> Result<Arc<Self>, LedgerError> {
+        let Found { held, left } = found;
         let config_maps = Arc::new(node.ledger.config_maps()?);
-        let known: BTreeSet<String> = held.iter().map(|pod| desired::uid(pod).to_owned()).collect();
-        let mut left: BTreeSet<String> = node.ledger.uids()?.into_iter().collect();
-        left.extend(leftovers(&node.settings, &node.layout));
         let pods = Arc::new(Self {
             node,
             inner: Mutex::new(Inner {
@@ -84,9 +108,9 @@ impl Pods {
             let uid = desired::uid(&pod).to_owned();
             pods.start(&mut inner, uid, Some(Arc::new(pod)));
         }
-        for uid in left.difference(&known) {
+        for uid in left {
             tracing::info!(uid, "clearing away what is left of a pod");
-            pods.start(&mut inner, uid.clone(), None);
+            pods.start(&mut inner, uid, None);
         }
         drop(inner);
         Ok(pods)

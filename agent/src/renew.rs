@@ -22,8 +22,8 @@ enum RenewError {
     Tls(#[from] rpc::tls::TlsError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("a controller refused")]
-    Refused(#[from] tonic::Status),
+    #[error("{}", .0.message())]
+    Refused(tonic::Status),
     #[error("no answer within {} s", RENEW_TIMEOUT.as_secs())]
     Silent,
 }
@@ -78,10 +78,11 @@ async fn renew(link: &Link) -> Result<(), RenewError> {
     let call = client.renew(RenewRequest {
         csr: request.csr.clone(),
     });
-    let answer = tokio::time::timeout(RENEW_TIMEOUT, call)
-        .await
-        .map_err(|_| RenewError::Silent)??
-        .into_inner();
+    let answer = tokio::time::timeout(RENEW_TIMEOUT, call).await;
+    let answer = answer
+        .map_err(|_| RenewError::Silent)?
+        .map_err(RenewError::Refused)?;
+    let answer = answer.into_inner();
     link.update(|identity| {
         identity.certificate = answer.certificate;
         identity.ca = answer.ca;

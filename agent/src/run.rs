@@ -12,6 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,13 +25,17 @@ use crate::image::{ImageError, Registries, Store};
 use crate::ledger::{Ledger, LedgerError};
 use crate::link::Link;
 use crate::metrics::{self, Shown};
-use crate::node::Node;
+use crate::network::Network;
+use crate::node::{ClusterFacts, Node};
 use crate::node_status::{NodeStatuses, system_info};
-use crate::pods::Pods;
+use crate::pods::{Found, Pods};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::wiring::Wiring;
-use crate::{garbage, idmap, ledger, renew};
+use crate::{garbage, idmap, ledger, renew, wiring};
+
+/// How long pods' actors wait for a network that is likely to stand already.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +129,16 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
 
     let (facts, cluster) = watch::channel(ledger.facts()?);
     let (peers, peers_told) = watch::channel(ledger.peers()?);
-    let (network_sender, network) = watch::channel(None);
+    let found = Found::look(&ledger, &settings, &layout)?;
+    // Before the pods' actors, which else would wait for it at first; what fails here is tried again by `wiring`.
+    let known = facts.borrow().clone();
+    let told = peers.borrow().clone();
+    let opened = match &known {
+        Some(facts) => first_network(&settings, facts, &found, &told).await,
+        None => None,
+    };
+    let open = known.filter(|_| opened.is_some());
+    let (network_sender, network) = watch::channel(opened);
     let info = system_info(&layout, idmapped_mounts);
     tracing::info!(
         name = identity.name,
@@ -148,7 +162,7 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         network,
         settings: settings.clone(),
     });
-    let pods = Pods::adopt(node.clone())?;
+    let pods = Pods::adopt(node.clone(), found)?;
     let counts = pods.counts();
     tracing::info!(
         pods = counts.desired,
@@ -184,7 +198,7 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
         () = stop => {}
         // None of these returns.
         () = session.run() => {}
-        () = wiring.run() => {}
+        () = wiring.run(open) => {}
         () = renew::run(link) => {}
         () = garbage::run(node, pods) => {}
         () = metrics::serve(metrics_listener, shown) => {}
@@ -192,6 +206,25 @@ pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<
     notify("STOPPING=1");
     tracing::info!("stopping; pods go on");
     Ok(())
+}
+
+async fn first_network(
+    settings: &Settings,
+    facts: &ClusterFacts,
+    found: &Found,
+    peers: &[rpc::v1::Peer],
+) -> Option<Arc<Network>> {
+    let uids = found.uids();
+    let opening = wiring::open(settings, facts, &uids, peers);
+    match tokio::time::timeout(NETWORK_TIMEOUT, opening).await {
+        Ok(Ok(network)) => return Some(Arc::new(network)),
+        Ok(Err(error)) => {
+            let cause = runtime::monitor::chain(&error);
+            tracing::warn!(cause, "the node's network is not up yet");
+        }
+        Err(_) => tracing::warn!("the node's network is not up yet: it takes long"),
+    }
+    None
 }
 
 fn directory(path: &Path, mode: u32) -> Result<(), RunError> {

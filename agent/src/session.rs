@@ -48,8 +48,8 @@ const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 enum SessionError {
     #[error("failed to set up a channel")]
     Tls(#[from] rpc::tls::TlsError),
-    #[error("the controller ended it")]
-    Refused(#[from] Status),
+    #[error("{}", .0.message())]
+    Refused(Status),
     #[error("no answer within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
     #[error("the controller sent nothing, or something else, instead of a welcome")]
@@ -64,6 +64,12 @@ enum SessionError {
     Facts(String),
     #[error("a task of this agent failed")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
 }
 
 /// How a session ended without a failure.

@@ -27,8 +27,8 @@ pub(crate) struct Wiring {
 
 impl Wiring {
     /// Follows what is known of the cluster until the task is dropped.
-    pub(crate) async fn run(mut self) {
-        let mut open: Option<ClusterFacts> = None;
+    pub(crate) async fn run(mut self, open: Option<ClusterFacts>) {
+        let mut open = open;
         let mut pause = PAUSE_FIRST;
         loop {
             let facts = self.facts.borrow_and_update().clone();
@@ -62,25 +62,34 @@ impl Wiring {
         let network = match current {
             Some(network) => network,
             None => {
-                let config = NetworkConfig {
-                    bridge: self.settings.bridge.clone(),
-                    backend: self.settings.backend,
-                    range: facts.pod_range,
-                    cluster: facts.cluster_range,
-                    node_address: self.settings.node_address,
-                };
-                let network = Arc::new(Network::open(config).await?);
-                network.retain(&self.pods.uids()).await?;
-                network
+                let network = open(&self.settings, facts, &self.pods.uids(), peers).await?;
+                self.network.send_replace(Some(Arc::new(network)));
+                return Ok(());
             }
         };
-        network.set_peers(&routes(peers)).await?;
-        if !is_open {
-            tracing::info!(range = %facts.pod_range, "the node's network is up");
-            self.network.send_replace(Some(network));
-        }
-        Ok(())
+        network.set_peers(&routes(peers)).await
     }
+}
+
+/// Sets the network up, or takes over what stands; the interfaces of pods that are not in `uids` go.
+pub(crate) async fn open(
+    settings: &Settings,
+    facts: &ClusterFacts,
+    uids: &[String],
+    peers: &[Told],
+) -> Result<Network, NetworkError> {
+    let config = NetworkConfig {
+        bridge: settings.bridge.clone(),
+        backend: settings.backend,
+        range: facts.pod_range,
+        cluster: facts.cluster_range,
+        node_address: settings.node_address,
+    };
+    let network = Network::open(config).await?;
+    network.retain(uids).await?;
+    network.set_peers(&routes(peers)).await?;
+    tracing::info!(range = %facts.pod_range, "the node's network is up");
+    Ok(network)
 }
 
 /// The nodes that have an address and a range; the others have no pods that could be reached.

@@ -10,6 +10,7 @@
 pub mod bpf;
 pub mod cred;
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod path;
 pub mod process;
