@@ -121,9 +121,27 @@ struct DockerAuth {
 
 /// A reference in full: docker.io, `library/` and `latest` filled in as docker does.
 pub fn normalize(reference: &str) -> Result<String, String> {
-    model::image::parse(reference)?;
-    let parsed: Reference = reference.parse().map_err(|error| format!("{error}"))?;
-    Ok(parsed.whole())
+    Ok(full(reference)?.whole())
+}
+
+/// As oci-client reads it, without its regular expression, which takes 10 MiB that are never given back.
+fn full(reference: &str) -> Result<Reference, String> {
+    let parts = model::image::parse(reference)?;
+    let registry = match parts.registry {
+        None | Some("index.docker.io") => "docker.io",
+        Some(registry) => registry,
+    };
+    let repository = match parts.repository {
+        name if registry == "docker.io" && !name.contains('/') => format!("library/{name}"),
+        name => name.to_owned(),
+    };
+    let registry = registry.to_owned();
+    let owned = |text: &str| text.to_owned();
+    Ok(match (parts.tag.map(owned), parts.digest.map(owned)) {
+        (Some(tag), Some(digest)) => Reference::with_tag_and_digest(registry, repository, tag, digest),
+        (None, Some(digest)) => Reference::with_digest(registry, repository, digest),
+        (tag, None) => Reference::with_tag(registry, repository, tag.unwrap_or_else(|| "latest".to_owned())),
+    })
 }
 
 impl Registries {
@@ -229,10 +247,11 @@ impl Store {
         reference: &str,
         registries: &Registries,
     ) -> Result<Image, PullError> {
-        let name = normalize(reference).map_err(|reason| PullError::Name {
+        let parsed = full(reference).map_err(|reason| PullError::Name {
             reference: reference.to_owned(),
             reason,
         })?;
+        let name = parsed.whole();
         let turn = {
             let mut pulls = self.pulls.lock().await;
             pulls.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -244,12 +263,6 @@ impl Store {
         if let Some(image) = self.resolve(&name)?.filter(|image| image.created_ms >= began) {
             return Ok(image);
         }
-        let parsed: Reference = name
-            .parse()
-            .map_err(|error: oci_client::ParseError| PullError::Name {
-                reference: reference.to_owned(),
-                reason: error.to_string(),
-            })?;
         let registry = parsed.registry().to_owned();
         let auth = registries.auth(&registry)?;
         let attempt = |plain: bool| -> Result<Pull, PullError> {
@@ -402,21 +415,22 @@ fn announced(descriptor: &OciDescriptor, limit: i64) -> Result<u64, ImageError> 
 fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            let tls = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            return match tls {
-                Some(tls) => matches!(tls, rustls::Error::InvalidMessage(_)),
-                None => matches!(
-                    error.kind(),
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return matches!(tls, rustls::Error::InvalidMessage(_));
+        }
+        // What an I/O error holds is not among its sources: `source` gives what comes after that.
+        cause = match error.downcast_ref::<io::Error>().map(|error| (error.get_ref(), error.kind())) {
+            Some((Some(held), _)) => Some(held),
+            Some((None, kind)) => {
+                return matches!(
+                    kind,
                     io::ErrorKind::UnexpectedEof
                         | io::ErrorKind::ConnectionReset
                         | io::ErrorKind::ConnectionAborted
-                ),
-            };
-        }
-        cause = error.source();
+                );
+            }
+            None => error.source(),
+        };
     }
     false
 }
@@ -507,6 +521,36 @@ mod tests {
             assert_eq!(normalize(name).unwrap(), full);
         }
         assert!(normalize("A B").is_err() && normalize("").is_err());
+    }
+
+    #[test]
+    fn names_are_read_as_oci_client_reads_them() {
+        let digest = format!("sha256:{}", "0f".repeat(32));
+        for name in [
+            "busybox",
+            "busybox:1.36",
+            "library/busybox",
+            "index.docker.io/busybox",
+            "docker.io/team/app:v1",
+            "localhost/x",
+            "localhost:5000/x/y/z:latest",
+            "registry.example.com/team/app",
+            &format!("busybox@{digest}"),
+            &format!("registry.example.com:443/team/app:1@{digest}"),
+        ] {
+            assert_eq!(full(name), Ok(name.parse().unwrap()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_no_plain_registry() {
+        let wrapped = |error: rustls::Error| io::Error::other(io::Error::other(error));
+        let corrupt = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        assert!(speaks_no_tls(&wrapped(corrupt)));
+        assert!(speaks_no_tls(&io::Error::from(io::ErrorKind::UnexpectedEof)));
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        assert!(!speaks_no_tls(&wrapped(unknown)));
+        assert!(!speaks_no_tls(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 
     #[test]
