@@ -111,14 +111,17 @@ pub async fn run(
     options: RunOptions,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
-    run_until(options, Box::pin(stop)).await
+    begin(options, Box::pin(stop)).await
 }
 
-/// Not generic, so that the whole process is compiled once, with this crate.
-async fn run_until(
-    options: RunOptions,
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
-) -> Result<(), RunError> {
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Neither generic nor of a nameless type, so that the whole process is compiled once, with this crate.
+fn begin(options: RunOptions, stop: Boxed<()>) -> Boxed<Result<(), RunError>> {
+    Box::pin(run_until(options, stop))
+}
+
+async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError> {
     let places = options.places.clone();
     let Loaded {
         identity,
