@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,7 +93,18 @@ pub struct RunOptions {
 }
 
 /// Runs the agent until `stop` resolves.
-pub async fn run(options: RunOptions, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+pub async fn run(options: RunOptions, stop: impl Future<Output = ()> + 'static) -> Result<(), RunError> {
+    begin(options, Box::pin(stop)).await
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Neither generic nor of a nameless type, so that the whole process is compiled once, with this crate.
+fn begin(options: RunOptions, stop: Boxed<()>) -> Boxed<Result<(), RunError>> {
+    Box::pin(run_until(options, stop))
+}
+
+async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError> {
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
