@@ -419,7 +419,10 @@ fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
             return matches!(tls, rustls::Error::InvalidMessage(_));
         }
         // What an I/O error holds is not among its sources: `source` gives what comes after that.
-        cause = match error.downcast_ref::<io::Error>().map(|error| (error.get_ref(), error.kind())) {
+        cause = match error
+            .downcast_ref::<io::Error>()
+            .map(|error| (error.get_ref(), error.kind()))
+        {
             Some((Some(held), _)) => Some(held),
             Some((None, kind)) => {
                 return matches!(
