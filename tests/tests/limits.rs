@@ -104,3 +104,56 @@ fn a_taken_host_port_keeps_the_second_pod_waiting() {
     cluster.ok(&["delete", &format!("pod/{one}")]);
     cluster.ready(other);
 }
+
+#[test]
+fn an_empty_dir_above_its_limit_evicts_its_pod() {
+    if !can_run("an_empty_dir_above_its_limit_evicts_its_pod", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up(1, 1);
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: hoarder
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: hello:1
+      command: ["sleep", "3600"]
+      volumeMounts:
+        - {name: data, mountPath: /data}
+  volumes:
+    - name: data
+      emptyDir: {sizeLimit: 1Mi}
+"#,
+    );
+    let first = cluster.first_processes(&cluster.ready("hoarder"));
+    assert!(!first.is_empty(), "a container that is ready has a process");
+    let script = "dd if=/dev/zero of=/data/file bs=1M count=3";
+    cluster.ok(&["exec", "hoarder", "--", "sh", "-c", script]);
+    let pod = wait_for("the eviction", Duration::from_secs(60), || {
+        let pod = cluster.get("pod/hoarder");
+        (text(&pod, "/status/phase") == "Failed").then_some(pod)
+    });
+    assert_eq!(text(&pod, "/status/reason"), "Evicted");
+    let message = "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\".";
+    assert_eq!(text(&pod, "/status/message"), message);
+    for pid in first {
+        assert!(!tests::kernel::runs(pid), "{pid} runs in a pod that has failed");
+    }
+    let ended = &pod["status"]["containerStatuses"][0];
+    assert!(ended["state"]["terminated"].is_object(), "{ended}");
+    let restarts = ended["restartCount"].as_i64().unwrap_or_default();
+    assert_eq!(restarts, 0, "an evicted pod does not restart");
+    wait_for("its event", Duration::from_secs(30), || {
+        let events = cluster.ok(&["events"]);
+        let told = events
+            .lines()
+            .any(|line| line.contains("Evicted") && line.contains(message));
+        told.then_some(())
+    });
+    cluster.ok(&["delete", "pod/hoarder"]);
+}

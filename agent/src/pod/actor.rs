@@ -22,7 +22,7 @@ use super::probe::Results;
 use super::record::Record;
 use super::view::View;
 use super::volume::Volumes;
-use super::{isolation, spec};
+use super::{evict, isolation, spec};
 use crate::image::Image;
 use crate::ledger::Slot;
 use crate::node::Node;
@@ -125,6 +125,7 @@ pub(super) struct Actor {
     pub(super) strays_killed: BTreeMap<String, i64>,
     pub(super) arrivals: (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>),
     pub(super) inspect_at: i64,
+    pub(super) measuring: evict::Measuring,
 }
 
 /// The time.
@@ -167,6 +168,7 @@ impl Actor {
             strays_killed: BTreeMap::new(),
             arrivals: mpsc::channel(ARRIVALS_MAX),
             inspect_at: 0,
+            measuring: evict::Measuring::default(),
         }
     }
 
@@ -214,6 +216,7 @@ impl Actor {
                 self.failed(None, trouble);
             }
             let until = self.inspect(wait, now_ms);
+            let until = self.watch_usage(&wanted, &observed, until, now_ms).await;
             let pause = until.saturating_sub(now()).clamp(0, WAIT_MS_MAX).unsigned_abs();
             tokio::select! {
                 biased; // what is wanted comes first
@@ -305,6 +308,10 @@ impl Actor {
             restart: spec::restart(pod_spec),
             network: !pod_spec.host_network,
             stop,
+            evicted: self.record.evicted.as_ref().map(|evicted| Stop {
+                since: evicted.since_ms,
+                grace: own,
+            }),
         }
     }
 
@@ -534,7 +541,7 @@ impl Actor {
         Observed {
             slot: self.slot.is_some() || (wanted.stop.is_some() && !self.saved.is_empty()),
             sandbox: self.sandbox_state(),
-            network: match wanted.stop {
+            network: match wanted.ending() {
                 Some(_) => self.traces,
                 None => self.attached,
             },

@@ -299,7 +299,7 @@ impl Actor {
         let Some(pod) = self.pod.clone() else { return };
         self.show(&pod);
         let containers = self.containers();
-        let finished = plan::outcome(wanted.restart, observed).is_some();
+        let finished = wanted.evicted.is_some() || plan::outcome(wanted.restart, observed).is_some();
         let initialized = observed
             .containers
             .iter()

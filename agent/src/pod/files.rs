@@ -39,8 +39,8 @@ pub(super) struct Paths {
     pub(super) monitor: PathBuf,
     /// Volumes and writable layers; on disk.
     pub(super) data: PathBuf,
-    logs: PathBuf,
-    uid: String,
+    pub(super) logs: PathBuf,
+    pub(super) uid: String,
 }
 
 impl Paths {

@@ -3,7 +3,8 @@
 //! `actor` is the task: it observes, asks `plan` for the next step, carries it out (`execute`), and reports (`status`).
 //! `plan` and `status` are pure, as are `env`, `resources`, `backoff` and the counting part of `probe`. `spec` turns a pod
 //! into what the runtime builds; `volume`, `files` and `image` prepare what it needs on disk. `monitor` talks to the process
-//! that owns the pod's containers, which goes on when the agent ends and is found again by the next one.
+//! that owns the pod's containers, which goes on when the agent ends and is found again by the next one. `evict` measures
+//! volumes that have a limit.
 //!
 //! Always: no step relies on the one before having finished; what a crash leaves is adopted or removed; a pod is reported
 //! gone only when nothing of it is on the node.
@@ -13,6 +14,7 @@ mod adopt;
 mod backoff;
 mod container;
 mod env;
+mod evict;
 mod execute;
 mod files;
 mod image;

@@ -25,6 +25,16 @@ pub(super) struct Wanted {
     pub(super) network: bool,
     /// It is to go.
     pub(super) stop: Option<Stop>,
+    /// It broke a limit of its own: its containers end for good, the rest stays until it is to go.
+    pub(super) evicted: Option<Stop>,
+}
+
+impl Wanted {
+    /// All containers are to end: by what is sooner, when there are two reasons.
+    pub(super) fn ending(&self) -> Option<Stop> {
+        let reasons = self.stop.into_iter().chain(self.evicted);
+        reasons.min_by_key(|stop| stop.since.saturating_add(stop.grace))
+    }
 }
 
 /// An end that was asked for.
@@ -177,7 +187,7 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, now: Millis) -> Next {
     if wanted.stop.is_some() {
         return end(observed, wait);
     }
-    if outcome(wanted.restart, observed).is_some() {
+    if wanted.evicted.is_some() || outcome(wanted.restart, observed).is_some() {
         return rest(observed, wait);
     }
     bring_up(wanted, observed, now, wait)
@@ -235,16 +245,17 @@ fn tend(wanted: &Wanted, observed: &Observed, now: Millis, wait: &mut Wait) -> O
         return None;
     }
     let up = observed.sandbox == Sandbox::Up;
+    let ending = wanted.ending();
     for (index, container) in observed.containers.iter().enumerate() {
         match container.state {
             State::Running { stop } if up => {
-                let pod = wanted.stop.map(|stop| stop.grace);
+                let pod = ending.map(|stop| stop.grace);
                 let grace = match (pod, container.must_stop) {
                     (Some(pod), Some(own)) => Some(pod.min(own)),
                     (pod, own) => pod.or(own),
                 };
                 let replaced = pod.is_none();
-                if let Some(next) = stop_one(index, stop, grace, replaced, wanted.stop, now, wait) {
+                if let Some(next) = stop_one(index, stop, grace, replaced, ending, now, wait) {
                     return Some(Next::Do(next));
                 }
             }
@@ -296,10 +307,13 @@ fn stop_one(
         });
     };
     // A pod's end counts from when it was asked for; its grace may have been shortened since, never stretched.
-    let mut deadline = stopping.since.saturating_add(stopping.grace.min(grace));
-    if let Some(pod) = pod {
-        deadline = deadline.min(pod.since.saturating_add(pod.grace).max(stopping.since));
-    }
+    let deadline = match pod {
+        Some(pod) => {
+            let own = stopping.since.saturating_add(stopping.grace);
+            own.min(pod.since.saturating_add(pod.grace).max(stopping.since))
+        }
+        None => stopping.since.saturating_add(stopping.grace.min(grace)),
+    };
     if now < deadline {
         wait.until(deadline);
         return None;
@@ -331,7 +345,7 @@ fn end(observed: &Observed, wait: Wait) -> Next {
     }
 }
 
-/// The pod has finished: nothing of it runs, its files and addresses stay until it is deleted.
+/// The pod has finished, or is evicted: nothing of it runs, its files and addresses stay until it is deleted.
 fn rest(observed: &Observed, wait: Wait) -> Next {
     take_down(observed, wait).unwrap_or(Next::Wait(None))
 }

@@ -30,6 +30,7 @@ const RUN: Wanted = Wanted {
     restart: Restart::Always,
     network: true,
     stop: None,
+    evicted: None,
 };
 
 /// Carries a step out as `execute` does, when it goes well.
@@ -272,6 +273,77 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
 }
 
 #[test]
+fn an_evicted_pod_ends_its_containers_and_stays_until_it_is_deleted() {
+    let (mut wanted, mut observed) = running(None);
+    wanted.evicted = Some(Stop {
+        since: 100,
+        grace: 2_000,
+    });
+    let stop = Step::Stop {
+        container: 0,
+        grace: 2_000,
+        replaced: false,
+    };
+    let waits = Next::Wait(Some(2_100));
+    assert_eq!(settle(&wanted, &mut observed, 100), (vec![stop], waits));
+    assert_eq!(plan(&wanted, &observed, 2_100), Next::Do(Step::Kill(0)));
+    observed.containers[0].state = State::Ended;
+    let (steps, next) = settle(&wanted, &mut observed, 200);
+    assert_eq!(steps, [Step::Collect(0), Step::DetachNetwork, Step::Shutdown]);
+    assert_eq!(next, Next::Wait(None));
+    // Whatever its restart policy, and however long ago.
+    let later = settle(&wanted, &mut observed, 1_000_000);
+    assert_eq!(later, (vec![], Next::Wait(None)));
+    assert!(observed.files && observed.slot);
+    wanted.stop = Some(Stop {
+        since: 2_000_000,
+        grace: 2_000,
+    });
+    let (steps, next) = settle(&wanted, &mut observed, 2_000_000);
+    assert_eq!(
+        (steps, next),
+        (vec![Step::RemoveFiles, Step::Release], Next::Gone)
+    );
+}
+
+#[test]
+fn an_evicted_pod_that_is_deleted_has_what_is_left_of_the_shorter_grace() {
+    for (deleted_at, grace, kill_at) in [(4_000, 500, 4_500), (1_000, 30_000, 5_000), (2_000, 0, 2_000)] {
+        let (mut wanted, mut observed) = running(None);
+        wanted.evicted = Some(Stop {
+            since: 0,
+            grace: 5_000,
+        });
+        settle(&wanted, &mut observed, 0);
+        wanted.stop = Some(Stop {
+            since: deleted_at,
+            grace,
+        });
+        assert_eq!(
+            plan(&wanted, &observed, kill_at - 1),
+            Next::Wait(Some(kill_at)),
+            "{deleted_at}"
+        );
+        assert_eq!(plan(&wanted, &observed, kill_at), Next::Do(Step::Kill(0)));
+    }
+}
+
+#[test]
+fn a_pod_that_is_evicted_before_it_began_never_begins() {
+    let mut observed = pod(1, 1);
+    settle(&RUN, &mut observed, 0);
+    assert_eq!(observed.sandbox, Sandbox::Starting);
+    let wanted = Wanted {
+        evicted: Some(Stop { since: 0, grace: 0 }),
+        ..RUN
+    };
+    assert_eq!(settle(&wanted, &mut observed, 0), (vec![], Next::Wait(None)));
+    observed.sandbox = Sandbox::Up;
+    let (steps, next) = settle(&wanted, &mut observed, 0);
+    assert_eq!((steps, next), (vec![Step::Shutdown], Next::Wait(None)));
+}
+
+#[test]
 fn a_dead_monitor_is_cleaned_up_and_all_starts_again() {
     let (wanted, mut observed) = running(None);
     observed.sandbox = Sandbox::Dead;
@@ -344,6 +416,7 @@ enum Event {
     Later(Millis),
     Stray,
     Delete(Millis),
+    Evict(Millis),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -357,6 +430,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (1i64..70_000).prop_map(Event::Later),
         1 => Just(Event::Stray),
         1 => (0i64..5_000).prop_map(Event::Delete),
+        1 => (0i64..5_000).prop_map(Event::Evict),
     ]
 }
 
@@ -371,7 +445,7 @@ proptest! {
         network: bool,
         history in prop::collection::vec(event(), 0..40),
     ) {
-        let mut wanted = Wanted { restart, network, stop: None };
+        let mut wanted = Wanted { restart, network, stop: None, evicted: None };
         let mut observed = pod(init, main);
         let mut now = 0;
         let mut stopped_at = None;
@@ -405,11 +479,16 @@ proptest! {
                     stop.grace = stop.grace.min(grace);
                     stopped_at.get_or_insert(now);
                 }
+                Event::Evict(grace) if wanted.stop.is_none() => {
+                    wanted.evicted.get_or_insert(Stop { since: now, grace });
+                }
                 _ => {}
             }
             let (steps, _) = settle(&wanted, &mut observed, now);
             let killed = steps.iter().any(|step| matches!(step, Step::Kill(_)));
-            if let (true, Some(stop)) = (killed, wanted.stop) {
+            let started = steps.iter().any(|step| matches!(step, Step::Start(_) | Step::StartSandbox));
+            prop_assert!(!started || wanted.ending().is_none(), "nothing begins in a pod that ends");
+            if let (true, Some(stop)) = (killed, wanted.ending()) {
                 let own = observed.containers.iter().any(|container| container.must_stop.is_some());
                 prop_assert!(own || now >= stop.since + stop.grace, "killed before the grace's end");
             }

@@ -18,12 +18,22 @@ pub(super) struct Record {
     pub(super) seen_ms: i64,
     /// When its end was first asked for here; the grace period counts from it.
     pub(super) stop_ms: Option<i64>,
+    /// It broke a limit of its own: it ends, and stays so until it is deleted.
+    pub(super) evicted: Option<Eviction>,
     /// It has, or had, its network: its address is told.
     pub(super) addressed: bool,
     /// By name.
     pub(super) containers: BTreeMap<String, ContainerRecord>,
     /// By type: the status of each condition, and since when.
     pub(super) conditions: BTreeMap<String, Since>,
+}
+
+/// Since when a pod is evicted, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Eviction {
+    pub(super) since_ms: i64,
+    pub(super) message: String,
 }
 
 /// A status and when it began.
@@ -103,6 +113,12 @@ impl Record {
     /// The container's entry.
     pub(super) fn container(&mut self, name: &str) -> &mut ContainerRecord {
         self.containers.entry(name.to_owned()).or_default()
+    }
+
+    /// Since when the pod as a whole is to end, by a word or by itself.
+    pub(super) fn ends_since(&self) -> Option<i64> {
+        let evicted = self.evicted.as_ref().map(|evicted| evicted.since_ms);
+        self.stop_ms.into_iter().chain(evicted).min()
     }
 }
 
@@ -198,10 +214,27 @@ mod tests {
     fn records_survive_json_and_unknown_or_missing_fields() {
         let mut record = Record::default();
         record.container("web").end(end(0, 5), 100);
+        record.evicted = Some(Eviction {
+            since_ms: 7,
+            message: "too much".into(),
+        });
         let text = serde_json::to_vec(&record).unwrap();
         assert_eq!(serde_json::from_slice::<Record>(&text).unwrap(), record);
         let older: Record = serde_json::from_str(r#"{"seenMs": 5, "later": true}"#).unwrap();
-        assert_eq!(older.seen_ms, 5);
+        assert_eq!((older.seen_ms, older.evicted), (5, None));
+    }
+
+    #[test]
+    fn an_end_counts_from_the_first_reason_for_it() {
+        let mut record = Record::default();
+        assert_eq!(record.ends_since(), None);
+        record.stop_ms = Some(9);
+        assert_eq!(record.ends_since(), Some(9));
+        record.evicted = Some(Eviction {
+            since_ms: 7,
+            ..Eviction::default()
+        });
+        assert_eq!(record.ends_since(), Some(7));
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Actor {
         })
     }
 
-    fn event(&self, kind: &str, reason: &str, message: String) {
+    pub(super) fn event(&self, kind: &str, reason: &str, message: String) {
         if let Some(pod) = &self.pod {
             self.node.events.record(pod, kind, reason, message);
         }
@@ -281,7 +281,7 @@ impl Actor {
     pub(super) async fn stop(&mut self, index: usize, grace_ms: i64, replaced: bool) -> Result<(), Trouble> {
         let container = self.one(index)?;
         let name = container.name.clone();
-        let since_ms = self.record.stop_ms.filter(|_| !replaced).unwrap_or_else(now);
+        let since_ms = self.record.ends_since().filter(|_| !replaced).unwrap_or_else(now);
         let Some(run) = self.record.container(&name).current.clone() else {
             return Ok(());
         };
@@ -430,7 +430,7 @@ impl Actor {
         let policy = self.pod.as_ref().and_then(|pod| pod.spec.as_ref());
         let never = policy.is_some_and(|spec| spec.restart_policy == "Never");
         let failed = record.last().is_some_and(|end| end.code != 0);
-        if failed && !never && self.record.stop_ms.is_none() && record.backoff.delay_ms > 0 {
+        if failed && !never && self.record.ends_since().is_none() && record.backoff.delay_ms > 0 {
             let message = format!(
                 "Back-off {}s restarting failed container {}",
                 record.backoff.delay_ms / 1_000,

@@ -12,6 +12,8 @@ use super::view::Verdict;
 
 /// Longest message of a container or condition: status is replicated.
 const MESSAGE_BYTES_MAX: usize = 4_096;
+/// Reason of a pod that was ended for what it used; Kubernetes' own.
+pub(super) const EVICTED: &str = "Evicted";
 
 /// A container, now.
 #[derive(Clone, Debug)]
@@ -69,7 +71,13 @@ pub(super) fn status(facts: &Facts<'_>, record: &mut Record) -> PodStatus {
     };
     let init = statuses(&spec.init_containers, true);
     let main = statuses(&spec.containers, false);
-    let phase = phase(&init, &main, facts.restart);
+    // As the kubelet: a pod has failed when nothing of it runs any more.
+    let gone = !init.iter().chain(&main).any(runs);
+    let evicted = record.evicted.clone().filter(|_| gone);
+    let phase = match evicted {
+        Some(_) => "Failed".to_owned(),
+        None => phase(&init, &main, facts.restart),
+    };
     let conditions = conditions(facts, &phase, &init, &main);
     let conditions = conditions
         .into_iter()
@@ -79,8 +87,8 @@ pub(super) fn status(facts: &Facts<'_>, record: &mut Record) -> PodStatus {
     PodStatus {
         phase,
         conditions,
-        message: String::new(),
-        reason: String::new(),
+        reason: evicted.as_ref().map_or("", |_| EVICTED).to_owned(),
+        message: evicted.map(|evicted| cut(&evicted.message)).unwrap_or_default(),
         host_ip: facts.host_ip.clone(),
         pod_ip: facts.pod_ip.clone().unwrap_or_default(),
         pod_i_ps: ips.collect(),

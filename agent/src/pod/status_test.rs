@@ -1,4 +1,5 @@
 use super::*;
+use crate::pod::record::Eviction;
 use proto::v1::{ObjectMeta, PodSpec};
 use runtime::monitor::protocol::OomKill;
 
@@ -177,6 +178,31 @@ fn phases_are_kubernetes_own() {
         let status = of(&two, &facts, restart, &mut Record::default());
         assert_eq!(status.phase, phase);
         assert_eq!(condition_of(&status, "Initialized").status, "False");
+    }
+}
+
+#[test]
+fn an_evicted_pod_has_failed_once_nothing_of_it_runs() {
+    let pod = pod(&[], &["a", "b"]);
+    let message = "Usage of EmptyDir volume \"data\" exceeds the limit \"5Mi\".";
+    let mut record = Record {
+        evicted: Some(Eviction {
+            since_ms: 5,
+            message: message.into(),
+        }),
+        ..Record::default()
+    };
+    let facts = [fact(false, Live::Ended(end(0, 0))), fact(false, running(false))];
+    let status = of(&pod, &facts, Restart::Always, &mut record);
+    assert_eq!((&*status.phase, &*status.reason), ("Running", ""));
+    // However they ended, and those too that never began.
+    for live in [Live::Ended(end(0, 0)), waiting("ContainerCreating")] {
+        let facts = [fact(false, Live::Ended(end(0, 0))), fact(false, live)];
+        let status = of(&pod, &facts, Restart::Always, &mut record);
+        let said = (&*status.phase, &*status.reason, &*status.message);
+        assert_eq!(said, ("Failed", "Evicted", message));
+        let ready = condition_of(&status, "Ready");
+        assert_eq!((&*ready.status, &*ready.reason), ("False", "PodFailed"));
     }
 }
 

@@ -3,6 +3,7 @@
 mod config_map;
 mod host_path;
 mod sub_path;
+pub(super) mod usage;
 
 use std::collections::BTreeMap;
 use std::fs;
