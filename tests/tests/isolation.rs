@@ -297,7 +297,9 @@ fn each_layer_weakened_from_outside_is_named() {
         let output = cluster.ctl(&["inspect", "pod/held"]);
         assert_eq!(output.code, 1, "{layer}: {}{}", output.stdout, output.stderr);
         assert!(output.stderr.contains(layer), "{layer}: {}", output.stderr);
-        let row = output.stdout.lines().find(|row| row.starts_with(layer));
+        // Two spaces end a column: `cgroup` is not `cgroup namespace`.
+        let cell = format!("{layer}  ");
+        let row = output.stdout.lines().find(|row| row.starts_with(&cell));
         assert!(
             row.is_some_and(|row| row.contains(" NO ")),
             "{layer}: {}",
