@@ -94,6 +94,9 @@ fn whatever_is_killed_what_was_asked_for_is_there_in_the_end() {
         ) {
             assert_eq!(error, nix::errno::Errno::ESRCH, "it may have ended by itself");
         }
+        wait_for("the end of a killed process", Duration::from_secs(20), || {
+            (!kernel::runs(*pid)).then_some(())
+        });
         // As a service manager would.
         cluster.bring_up();
     }
