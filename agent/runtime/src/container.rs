@@ -13,11 +13,13 @@ mod recipe;
 mod report;
 mod rootfs;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::libc;
 use sys::process::{self, CloneArgs};
@@ -343,14 +345,9 @@ pub(crate) fn launch(
     drop(theirs);
     let explain = Explain::of(&plan, names);
     drop(plan);
+    let mut early = VecDeque::new();
     let pid = if first {
-        let told = Record::receive(ours.as_fd());
-        let ended = process::wait_pid(child).map_err(host("end a helper process"))?;
-        match told.map_err(host("hear from a helper process"))? {
-            Some(Record::Pid(pid)) => pid,
-            Some(Record::Failed(failure)) => return Err(explain.error(failure)),
-            _ => return Err(StartError::Died { code: ended.code() }),
-        }
+        introduced(&ours, child, &explain, &mut early)?
     } else {
         child
     };
@@ -364,7 +361,7 @@ pub(crate) fn launch(
             return Err(host("name a process")(error));
         }
     };
-    match follow(&ours, &running, &explain, hooks) {
+    match follow(&ours, early, &running, &explain, hooks) {
         Ok(()) => Ok(running),
         Err(error) => {
             match process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL) {
@@ -380,16 +377,51 @@ pub(crate) fn launch(
     }
 }
 
+/// The id of the container's process, of which its helper tells before it ends. The process runs beside the helper and
+/// may speak first: what it has said is kept in `early`.
+fn introduced(
+    ours: &OwnedFd,
+    helper: i32,
+    explain: &Explain,
+    early: &mut VecDeque<Record>,
+) -> Result<i32, StartError> {
+    let hear = || Record::receive(ours.as_fd()).map_err(host("hear from a helper process"));
+    let mut told = hear();
+    let ended = process::wait_pid(helper).map_err(host("end a helper process"))?;
+    loop {
+        match told? {
+            Some(Record::Pid(pid)) => return Ok(pid),
+            Some(record) => early.push_back(record),
+            None => break,
+        }
+        // The helper has ended: its word is here by now, or never comes.
+        let more = sys::fd::wait_readable(ours.as_fd(), Some(Duration::ZERO));
+        if !more.map_err(host("hear from a helper process"))? {
+            break;
+        }
+        told = hear();
+    }
+    Err(match early.pop_front() {
+        Some(Record::Failed(failure)) => explain.error(failure),
+        _ => StartError::Died { code: ended.code() },
+    })
+}
+
 /// Follows a child until it is ready or has become the program.
 fn follow(
     ours: &OwnedFd,
+    mut early: VecDeque<Record>,
     running: &Running,
     explain: &Explain,
     hooks: &mut dyn FnMut(i32) -> Result<(), String>,
 ) -> Result<(), StartError> {
     let mut at_exec = false;
     loop {
-        match Record::receive(ours.as_fd()).map_err(host("hear from the container's process"))? {
+        let told = match early.pop_front() {
+            Some(record) => Some(record),
+            None => Record::receive(ours.as_fd()).map_err(host("hear from the container's process"))?,
+        };
+        match told {
             Some(Record::Hooks) => {
                 hooks(running.pid).map_err(StartError::Hook)?;
                 socket::send(ours.as_fd(), b"0").map_err(host("answer the container's process"))?;
@@ -544,3 +576,7 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
         sys::fd::dup_above(fd.as_fd(), 3)
     }
 }
+
+#[cfg(test)]
+#[path = "container_test.rs"]
+mod tests;
