@@ -95,7 +95,14 @@ impl Cluster {
     }
 
     /// `ctl dev up`: at first the cluster, later whatever has ended.
+    #[track_caller]
     pub fn bring_up(&self) {
+        let output = self.try_bring_up();
+        assert_eq!(output.code, 0, "ctl dev up\n{}{}", output.stdout, output.stderr);
+    }
+
+    /// As [`Cluster::bring_up`], where it may fail.
+    pub fn try_bring_up(&self) -> Output {
         let (controllers, nodes) = (self.controllers.to_string(), self.nodes.to_string());
         let binaries = machine::binaries().display().to_string();
         let mut words = vec!["dev", "up", "--name", &self.name, "--bin-dir", &binaries];
@@ -108,7 +115,7 @@ impl Cluster {
             "120",
         ]);
         words.extend(self.arguments.iter().map(String::as_str));
-        self.ok(&words);
+        self.ctl(&words)
     }
 
     /// A directory for the test's files, removed at the end.
@@ -360,6 +367,7 @@ impl Cluster {
         for words in [
             &["get", "pods,deployments,nodes", "-A", "-o", "wide"][..],
             &["events", "-A"],
+            &["cluster", "members"],
             &["dev", "status", "--name", &self.name],
         ] {
             let output = self.ctl(words);

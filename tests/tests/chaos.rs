@@ -94,11 +94,12 @@ fn whatever_is_killed_what_was_asked_for_is_there_in_the_end() {
         ) {
             assert_eq!(error, nix::errno::Errno::ESRCH, "it may have ended by itself");
         }
-        wait_for("the end of a killed process", Duration::from_secs(20), || {
-            (!kernel::runs(*pid)).then_some(())
+        // As a service manager would: again until its port is free.
+        wait_for("everything runs again", Duration::from_secs(30), || {
+            let pid = (!kernel::runs(*pid)).then_some(*pid)?;
+            let up = cluster.try_bring_up();
+            (up.code == 0).then_some(pid)
         });
-        // As a service manager would.
-        cluster.bring_up();
     }
     wait_for("a write after the last kill", Duration::from_secs(30), || {
         let path = cluster.manifest("churn.yaml", &deployment("churn", 4));

@@ -12,10 +12,13 @@ const NAME: &str = "dev";
 
 /// As from a person's shell: what cargo says to its tests would make build scripts run, and most of the build, again.
 fn quickstart(home: &std::path::Path) -> Output {
-    let kept = ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME"];
+    let by_cargo = |name: &str| {
+        (name.starts_with("CARGO") && !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name))
+            || name.contains("NEXTEST")
+    };
     Command::new(machine::root().join("deploy/quickstart"))
         .env_clear()
-        .envs(std::env::vars().filter(|(name, _)| kept.contains(&&**name)))
+        .envs(std::env::vars().filter(|(name, _)| !by_cargo(name)))
         .env("BULKHEAD_CONFIG", home.join("config.yaml"))
         .output()
         .expect("deploy/quickstart")
