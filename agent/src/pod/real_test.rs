@@ -421,20 +421,31 @@ fn a_pod_comes_up_is_adopted_survives_its_monitor_and_goes_without_a_trace() {
 
         // The monitor dies: one restart.
         let uid = &wanted.metadata.as_ref().unwrap().uid;
-        let monitors = super::monitor::processes(&ground.node.settings.monitor_dir(uid)).unwrap();
-        assert_eq!(monitors.len(), 1);
-        let monitor = nix::unistd::Pid::from_raw(monitors[0]);
+        let directory = ground.node.settings.monitor_dir(uid);
+        let began = Instant::now();
+        // A child of its that is about to execute a probe still looks like it.
+        let monitor = loop {
+            match super::monitor::processes(&directory).unwrap().as_slice() {
+                [monitor] => break nix::unistd::Pid::from_raw(*monitor),
+                monitors => assert!(began.elapsed() < PATIENCE, "{monitors:?}"),
+            }
+            tokio::task::yield_now().await;
+        };
         nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).unwrap();
         let back = until(&handle, "back again", |status| {
             is_ready(status) && status.container_statuses[0].restart_count == 1
         })
         .await;
         assert_eq!(back.pod_ip, running.pod_ip);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let goes_on = status
-            .lines()
-            .any(|line| line.starts_with("State:") && !line.contains('Z'));
-        assert!(!goes_on, "the orphaned container goes on");
+        let began = Instant::now();
+        // Killed, it takes a moment to end, and is reaped by whoever inherited it.
+        while fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
+            let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+            state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X']))
+        }) {
+            assert!(began.elapsed() < PATIENCE, "the orphaned container goes on");
+            tokio::task::yield_now().await;
+        }
         assert_eq!(output(&handle, &["cat", "/scratch/x"]).await, "x", "volumes stay");
 
         let began = Instant::now();
