@@ -215,7 +215,11 @@ fn release_claims(layout: &Layout) -> Result<(), CtlError> {
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(CtlError::io(format!("failed to list {}", directory.display()))(error)),
+        Err(error) => {
+            return Err(CtlError::io(format!("failed to list {}", directory.display()))(
+                error,
+            ));
+        }
     };
     for entry in entries.flatten() {
         let path = entry.path();
@@ -232,7 +236,9 @@ fn release_claims(layout: &Layout) -> Result<(), CtlError> {
                 std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound
             ) =>
         {
-            Err(CtlError::io(format!("failed to remove {}", directory.display()))(error))
+            Err(CtlError::io(format!("failed to remove {}", directory.display()))(
+                error,
+            ))
         }
         _ => Ok(()),
     }
