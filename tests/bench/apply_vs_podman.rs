@@ -189,6 +189,16 @@ impl Drop for Podman {
         {
             eprintln!("{}: {error}", storage.display());
         }
+        // Its firewall, in the network of this run alone.
+        for table in ["filter", "nat"] {
+            let deleted = Command::new("nft")
+                .args(["delete", "table", "ip", table])
+                .output();
+            match deleted {
+                Ok(output) if output.status.success() => {}
+                other => eprintln!("nft delete table ip {table}: {other:?}"),
+            }
+        }
         // The group that podman makes for all its containers and leaves.
         for (_, root) in kernel::hierarchies() {
             let top = root.join("libpod_parent");
