@@ -11,6 +11,7 @@
 
 mod digest;
 mod import;
+mod label;
 mod pull;
 mod shift;
 mod unpack;
@@ -175,6 +176,7 @@ impl Store {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
         }
+        label::label(dir)?;
         let path = dir.join("images.json");
         let index: BTreeMap<String, Record> = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| ImageError::Damaged {

@@ -206,8 +206,10 @@ fn new(
             value.as_ref().map(|value| string(field, value)).transpose()?,
         ));
     }
+    // Not mqueue: its file system is there with its IPC namespace, and a context at a later mount is EINVAL ("same
+    // superblock, different security settings", Linux security/selinux/hooks.c, selinux_set_mnt_opts).
     if let Some(label) = context.label
-        && matches!(kind, "tmpfs" | "devpts" | "mqueue" | "ramfs")
+        && matches!(kind, "tmpfs" | "devpts" | "ramfs")
     {
         data.push((c"context".to_owned(), Some(string(field, label)?)));
     }
