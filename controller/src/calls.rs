@@ -181,26 +181,28 @@ pub(crate) struct Downward {
 
 impl Downward {
     pub(crate) async fn next(&mut self) -> Down {
-        let over = async |over: &mut watch::Receiver<Over>| match over
-            .wait_for(|over| *over != Over::NotYet)
-            .await
-        {
-            Ok(over) => *over,
-            Err(_) => Over::Ended,
-        };
         tokio::select! {
             biased;
-            over = over(&mut self.over) => match over {
-                Over::Left => Down::GivenUp,
-                Over::Ended | Over::NotYet => Down::Ended,
-            },
+            end = ended(&mut self.over) => end,
             frame = self.frames.recv() => match frame {
                 Some(frame) => Down::Frame(frame),
-                // Who leaves drops both ends: that must not look like a good end.
-                None if self.up.upgrade().is_some_and(|up| up.is_closed()) => Down::GivenUp,
-                None => Down::Finish,
+                None => match self.up.upgrade() {
+                    // Who leaves drops both ends: that must not look like a good end.
+                    Some(up) if up.is_closed() => Down::GivenUp,
+                    Some(_) => Down::Finish,
+                    // The other direction has just ended, and is about to say how.
+                    None => ended(&mut self.over).await,
+                },
             },
         }
+    }
+}
+
+/// How the other direction ended, once it has.
+async fn ended(over: &mut watch::Receiver<Over>) -> Down {
+    match over.wait_for(|over| *over != Over::NotYet).await.as_deref() {
+        Ok(Over::Left) => Down::GivenUp,
+        Ok(Over::Ended | Over::NotYet) | Err(_) => Down::Ended,
     }
 }
 
@@ -308,6 +310,15 @@ mod tests {
         let (call, mut downward, _answers, _over) = ends();
         drop(call);
         assert!(matches!(downward.next().await, Down::GivenUp));
+    }
+
+    #[tokio::test]
+    async fn leaving_is_not_taken_for_a_good_end_before_it_is_told() {
+        let (call, mut downward, answers, over) = ends();
+        drop(call);
+        drop(answers); // what `upward` does first when it returns
+        let (next, _) = tokio::join!(biased; downward.next(), async { over.send_replace(Over::Left) });
+        assert!(matches!(next, Down::GivenUp));
     }
 
     #[tokio::test]
