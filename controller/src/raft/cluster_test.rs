@@ -37,10 +37,28 @@ pub(super) struct Cluster {
     snapshot_entries: u64,
 }
 
-fn open_dirs(path: &Path) -> (OsDir, OsDir) {
+/// How long a member that was stopped may go on with a snapshot that it was writing.
+const UNLOCK_MAX: Duration = Duration::from_secs(10);
+
+/// A member that starts again in another process finds its directories unlocked; in this one the worker of the member before
+/// holds them until the snapshot that it was writing is done.
+async fn open_dir(path: &Path) -> OsDir {
+    let end = tokio::time::Instant::now() + UNLOCK_MAX;
+    loop {
+        match OsDir::open(path) {
+            Err(cause) if cause.kind() == std::io::ErrorKind::ResourceBusy => {
+                assert!(tokio::time::Instant::now() < end, "{cause}");
+                tokio::task::yield_now().await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+async fn open_dirs(path: &Path) -> (OsDir, OsDir) {
     (
-        OsDir::open(&path.join("log")).unwrap(),
-        OsDir::open(&path.join("snapshots")).unwrap(),
+        open_dir(&path.join("log")).await,
+        open_dir(&path.join("snapshots")).await,
     )
 }
 
@@ -94,7 +112,7 @@ impl Cluster {
             .issue(&Subject::Member { id, hosts: vec![] }, unix_now())
             .unwrap();
         let live = LiveCertificate::new(&issued).unwrap();
-        let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string()));
+        let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string())).await;
         let client = live.client_config(self.ca.certificate()).unwrap();
         let node = Node::start(self.config(id), log, snapshots, client)
             .await
@@ -413,7 +431,7 @@ async fn a_damaged_log_keeps_the_member_from_starting() {
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[200] ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    let (log, snapshots) = open_dirs(&cluster.tmp.path().join("1"));
+    let (log, snapshots) = open_dirs(&cluster.tmp.path().join("1")).await;
     let client = rpc::tls::client_config(cluster.ca.certificate(), None).unwrap();
     let refused = Node::start(cluster.config(1), log, snapshots, client).await;
     let Err(StartError::Log(cause @ LogError::Damaged { .. })) = refused else {
