@@ -65,13 +65,12 @@ impl Tally {
 
 /// What a run is before its probes have spoken. `before` is what is known of it from an earlier agent.
 pub(super) fn at_start(container: &Container, before: Option<(bool, bool)>) -> Results {
-    let (started, ready) = before.unwrap_or((
-        container.startup_probe.is_none(),
-        container.readiness_probe.is_none() && container.startup_probe.is_none(),
-    ));
+    let (started, ready) = before.unwrap_or((container.startup_probe.is_none(), false));
     Results {
         started,
-        ready,
+        // Nothing will ever say that it is ready when nothing asks: also for a run that was started just before an agent's
+        // death, of which no more is known than that it runs.
+        ready: started && (ready || container.readiness_probe.is_none()),
         dead: None,
     }
 }
@@ -219,7 +218,10 @@ mod tests {
     #[test]
     fn what_has_no_probe_is_ready_at_once_and_an_adopted_run_is_what_it_was() {
         let plain = Container::default();
-        assert!(at_start(&plain, None).ready && at_start(&plain, None).started);
+        for before in [None, Some((true, false)), Some((true, true))] {
+            let results = at_start(&plain, before);
+            assert!(results.started && results.ready, "{before:?}");
+        }
         let probed = Container {
             readiness_probe: Some(Probe::default()),
             ..Container::default()
