@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent::network::{Backend, HostPort, Network, NetworkConfig, Peer, PodNet, Protocol};
+use agent::network::{Backend, Bandwidth, HostPort, Network, NetworkConfig, Peer, PodNet, Protocol};
 use nix::sched::CloneFlags;
 
 /// A network namespace that ends with this value: nothing but its descriptor keeps it.
@@ -130,8 +130,7 @@ fn pod(netns: &Netns, uid: &str, address: Ipv4Addr) -> PodNet {
         uid: uid.to_owned(),
         netns,
         address,
-        ingress_bps: None,
-        egress_bps: None,
+        bandwidth: Bandwidth::default(),
         ports: Vec::new(),
     }
 }
@@ -250,8 +249,10 @@ fn bandwidth_is_held_within_fifteen_percent() {
     let (_link, [one, two]) = nodes(Backend::Vxlan);
     let (a, b) = (Netns::new(), Netns::new());
     let limited = PodNet {
-        ingress_bps: Some(BPS),
-        egress_bps: Some(BPS),
+        bandwidth: Bandwidth {
+            ingress_bps: Some(BPS),
+            egress_bps: Some(BPS),
+        },
         ..pod(&a, "uid-a", Ipv4Addr::new(10, 244, 1, 2))
     };
     one.bring_up(two.peer(), limited);
@@ -310,7 +311,10 @@ fn nothing_is_left_after_the_pods_and_the_node_have_gone() {
             };
             let uid = format!("uid-{number}");
             let spec = PodNet {
-                egress_bps: Some(1_000_000),
+                bandwidth: Bandwidth {
+                    ingress_bps: None,
+                    egress_bps: Some(1_000_000),
+                },
                 ports: vec![port],
                 ..pod(&netns, &uid, Ipv4Addr::new(10, 244, 1, number))
             };

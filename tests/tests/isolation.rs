@@ -173,6 +173,7 @@ apiVersion: v1
 kind: Pod
 metadata:
   name: held
+  annotations: {kubernetes.io/ingress-bandwidth: 10M, kubernetes.io/egress-bandwidth: 10M}
 spec:
   terminationGracePeriodSeconds: 1
   containers:
@@ -194,11 +195,26 @@ fn writable(point: &str) {
     mount(None::<&str>, point, None::<&str>, flags, None::<&str>).expect("a remount");
 }
 
+/// What a program prints in the network of the process.
+fn on_node(pid: i32, command: &[&str]) -> String {
+    let output = std::process::Command::new("nsenter")
+        .args(["--net", "--target", &pid.to_string(), "--"])
+        .args(command)
+        .output()
+        .expect("nsenter");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Layers that a process has for life (namespaces, ids, seccomp, capabilities) cannot be weakened from outside; that they
 /// are named too is tested where weaker containers can be built, in `agent/runtime/tests/weakened.rs`.
 #[test]
 fn each_layer_weakened_from_outside_is_named() {
-    if !can_run("each_layer_weakened_from_outside_is_named", &["ip", "nft"]) {
+    if !can_run(
+        "each_layer_weakened_from_outside_is_named",
+        &["ip", "nft", "tc", "nsenter"],
+    ) {
         return;
     }
     let cluster = Cluster::up(1, 1);
@@ -225,6 +241,17 @@ fn each_layer_weakened_from_outside_is_named() {
             work();
         });
         entered.join().expect("a thread");
+    };
+    let agent = cluster.process("node-1").pid;
+    let device = |prefix: &str| {
+        let links = on_node(agent, &["ip", "-o", "link"]);
+        let names = links
+            .split_whitespace()
+            .map(|word| word.split([':', '@']).next().unwrap_or(word));
+        let found = names.into_iter().find(|name| name.starts_with(prefix));
+        found
+            .unwrap_or_else(|| panic!("no {prefix}* in\n{links}"))
+            .to_owned()
     };
     let v1 = kernel::is_v1("pids");
     let weakenings: Vec<Weakening<'_>> = vec![
@@ -263,6 +290,18 @@ fn each_layer_weakened_from_outside_is_named() {
                         write(file.clone(), &format!("{device} wbps=max"));
                     }
                 }
+            }),
+        ),
+        (
+            "network ingress",
+            Box::new(|| {
+                on_node(agent, &["tc", "qdisc", "del", "dev", &device("bh-"), "root"]);
+            }),
+        ),
+        (
+            "network egress",
+            Box::new(|| {
+                on_node(agent, &["tc", "qdisc", "del", "dev", &device("bh-"), "ingress"]);
             }),
         ),
         (

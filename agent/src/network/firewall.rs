@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -143,8 +143,24 @@ pub(super) async fn run(program: &'static str, rules: &str) -> Result<(), Networ
         }
     }
     let output = child.wait_with_output().await.map_err(NetworkError::io(what()))?;
+    answer(program, output).map(drop)
+}
+
+/// What `nft` or `tc` prints.
+pub(super) async fn query(program: &'static str, arguments: &[&str]) -> Result<Vec<u8>, NetworkError> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(NetworkError::io(format!("run {program} (is it installed?)")))?;
+    answer(program, output)
+}
+
+fn answer(program: &'static str, output: Output) -> Result<Vec<u8>, NetworkError> {
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let message = String::from_utf8_lossy(&output.stderr)
         .lines()

@@ -62,12 +62,19 @@ pub struct PodNet {
     pub netns: OwnedFd,
     /// Its address, out of the node's range.
     pub address: Ipv4Addr,
-    /// Most bits a second that reach the pod; none for no limit.
-    pub ingress_bps: Option<u64>,
-    /// Most bits a second that leave it.
-    pub egress_bps: Option<u64>,
+    /// What it may take of the network.
+    pub bandwidth: Bandwidth,
     /// Ports of the node that lead to it.
     pub ports: Vec<HostPort>,
+}
+
+/// Limits of a pod's traffic, in bits a second; none for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Of what reaches the pod.
+    pub ingress_bps: Option<u64>,
+    /// Of what leaves it.
+    pub egress_bps: Option<u64>,
 }
 
 /// Why the network could not be set up.
@@ -158,7 +165,7 @@ impl Network {
     }
 
     /// Gives a pod its `eth0`, routes, bandwidth limits and host ports. Repeated for a pod that has them, it changes
-    /// nothing; after a failure nothing of it is left but what the end of its namespace removes.
+    /// nothing but limits that are others now; after a failure nothing of it is left but what the end of its namespace removes.
     pub async fn attach(&self, pod: &PodNet) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         if let Some((port, uid)) = firewall::conflict(&state.ports, &pod.uid, &pod.ports) {
@@ -169,8 +176,12 @@ impl Network {
             });
         }
         let handle = link::connect()?;
-        let host = pod::add_veth(&handle, &self.config, self.mtu, pod).await?;
-        shape::apply(&handle, &host, pod).await?;
+        let fresh = pod::add_veth(&handle, &self.config, self.mtu, pod).await?;
+        let before = match fresh {
+            true => Bandwidth::default(),
+            false => shape::read(&handle, &pod.uid).await?,
+        };
+        shape::apply(&handle, &pod.uid, before, pod.bandwidth).await?;
         let before = state.ports.remove(&pod.uid);
         if !pod.ports.is_empty() {
             state
@@ -191,6 +202,11 @@ impl Network {
         }
         let handle = link::connect()?;
         link::remove(&handle, &shape::limiter_name(uid)).await
+    }
+
+    /// The limits that the kernel enforces on a pod's traffic.
+    pub async fn bandwidth(&self, uid: &str) -> Result<Bandwidth, NetworkError> {
+        shape::read(&link::connect()?, uid).await
     }
 
     /// Routes to the other nodes: those of `peers`, and no more.

@@ -18,13 +18,13 @@ pub(super) fn host_name(uid: &str) -> String {
     format!("{HOST_PREFIX}{}", short(uid))
 }
 
-/// Makes the pair, or takes over the one that is there. Returns the name of the node's end.
+/// Makes the pair, or takes over the one that is there. Whether it was made now.
 pub(super) async fn add_veth(
     handle: &Handle,
     config: &NetworkConfig,
     mtu: u32,
     pod: &PodNet,
-) -> Result<String, NetworkError> {
+) -> Result<bool, NetworkError> {
     let host = host_name(&pod.uid);
     let inside = Inside {
         mac: mac(pod.address),
@@ -36,7 +36,7 @@ pub(super) async fn add_veth(
         .try_clone()
         .map_err(NetworkError::io("copy a descriptor"))?;
     if in_netns(netns, move || inside.is_complete()).await?? && link::find(handle, &host).await?.is_some() {
-        return Ok(host);
+        return Ok(false);
     }
     // Half of an earlier attempt, or of a namespace that has gone and whose pair is still being taken down.
     link::remove(handle, &host).await?;
@@ -104,7 +104,7 @@ pub(super) async fn add_veth(
         .execute()
         .await
         .map_err(NetworkError::netlink(what()))?;
-    Ok(host)
+    Ok(true)
 }
 
 /// What stands inside the pod's namespace.

@@ -266,6 +266,9 @@ impl Actor {
             if shown(&maps_before) != shown(&self.config_maps) {
                 self.volumes = false;
             }
+            if before.is_some_and(|before| spec::bandwidth(&before) != spec::bandwidth(&pod)) {
+                self.attached = false;
+            }
             self.pod = Some(pod);
         }
         self.retry_soon();
@@ -469,10 +472,10 @@ impl Actor {
         }
         if self.inspect_at <= now_ms {
             self.inspect_at = now_ms.saturating_add(INSPECT_EVERY_MS);
-            let view = Arc::clone(&self.view);
+            let (view, node) = (Arc::clone(&self.view), Arc::clone(&self.node));
             let uid = self.uid.clone();
             tokio::spawn(async move {
-                if let Err(error) = isolation::inspect(&view).await {
+                if let Err(error) = isolation::inspect(&node, &view).await {
                     tracing::debug!(uid, %error, "isolation was not read back");
                 }
             });

@@ -17,7 +17,7 @@ use super::monitor;
 use super::plan::{self, Image, Observed, Restart, State, Stopping, Stray, Wanted};
 use super::record::{self, ContainerRecord, Record};
 use super::status::{self, Fact, Facts};
-use super::view::{ContainerHandle, RunningContainer};
+use super::view::{ContainerHandle, Limited, RunningContainer};
 use super::{container, probe};
 
 /// What is read of a run's specification: its seccomp profile is the largest part.
@@ -443,6 +443,11 @@ impl Actor {
                 log_dir: container::log_dir(&self.node.settings, pod, &self.uid, &container.name),
             });
         }
+        let addressed = self.record.addressed && pod.spec.as_ref().is_none_or(|spec| !spec.host_network);
+        let limited = addressed.then(|| Limited {
+            uid: self.uid.clone(),
+            bandwidth: super::spec::bandwidth(pod),
+        });
         let mut seen = self.view.lock();
         if running.is_empty() {
             seen.verdict = None; // of containers that have ended
@@ -450,6 +455,7 @@ impl Actor {
         seen.containers = handles;
         seen.ends = ends;
         seen.running = running;
+        seen.limited = limited;
     }
 }
 

@@ -195,13 +195,11 @@ impl Actor {
         };
         let path = PathBuf::from(format!("/proc/{}/fd/{fd}", state.pid));
         let netns = File::open(&path).map_err(|error: io::Error| trouble(SANDBOX, failed)(&error))?;
-        let (ingress_bps, egress_bps) = spec::bandwidth(&pod);
         let pod_net = PodNet {
             uid: self.uid.clone(),
             netns: netns.into(),
             address,
-            ingress_bps,
-            egress_bps,
+            bandwidth: spec::bandwidth(&pod),
             ports: pod.spec.as_ref().map(spec::host_ports).unwrap_or_default(),
         };
         self.traces = true;

@@ -7,7 +7,9 @@ use rpc::v1::{ContainerIsolation, InspectResponse, IsolationRow};
 use runtime::cgroup::Cgroup;
 use runtime::inspect::{self, InspectError, Row};
 
-use super::view::{RunningContainer, Verdict, View};
+use super::view::{Limited, RunningContainer, Verdict, View};
+use crate::network::{Bandwidth, NetworkError};
+use crate::node::Node;
 
 /// Why nothing was read.
 #[derive(Debug, thiserror::Error)]
@@ -23,20 +25,29 @@ pub enum IsolationError {
         /// Why.
         source: InspectError,
     },
+    /// The network's limits.
+    #[error("failed to look at the pod's network")]
+    Network(#[from] NetworkError),
     /// The task that read it died.
     #[error("the readback was interrupted")]
     Interrupted,
 }
 
 /// Reads back what every running container has; the verdict goes into the pod's status.
-pub(super) async fn inspect(view: &Arc<View>) -> Result<InspectResponse, IsolationError> {
-    let (layout, sandbox, running) = {
+pub(super) async fn inspect(node: &Node, view: &Arc<View>) -> Result<InspectResponse, IsolationError> {
+    let (layout, sandbox, running, limited) = {
         let seen = view.lock();
-        (seen.layout.clone(), seen.sandbox.clone(), seen.running.clone())
+        (
+            seen.layout.clone(),
+            seen.sandbox.clone(),
+            seen.running.clone(),
+            seen.limited.clone(),
+        )
     };
     let Some(layout) = layout.filter(|_| !running.is_empty()) else {
         return Err(IsolationError::NothingRuns);
     };
+    let of_network = network_rows(node, limited).await?;
     let read = tokio::task::spawn_blocking(move || {
         let mut containers = Vec::new();
         for container in running {
@@ -55,7 +66,7 @@ pub(super) async fn inspect(view: &Arc<View>) -> Result<InspectResponse, Isolati
                 container: container.name,
                 pid: container.pid,
                 read_at: Some(now()),
-                rows: rows.into_iter().map(row).collect(),
+                rows: rows.into_iter().map(row).chain(of_network.clone()).collect(),
             });
         }
         Ok(containers)
@@ -107,6 +118,41 @@ fn now() -> Timestamp {
     crate::events::now()
 }
 
+/// The limits of the pod's traffic, one row for each that it has or should have.
+async fn network_rows(node: &Node, limited: Option<Limited>) -> Result<Vec<IsolationRow>, IsolationError> {
+    let Some(Limited { uid, bandwidth }) =
+        limited.filter(|limited| limited.bandwidth != Bandwidth::default())
+    else {
+        return Ok(Vec::new());
+    };
+    let observed = match node.network().await {
+        Some(network) => network.bandwidth(&uid).await?,
+        None => Bandwidth::default(),
+    };
+    Ok(compare(bandwidth, observed))
+}
+
+fn compare(wanted: Bandwidth, observed: Bandwidth) -> Vec<IsolationRow> {
+    let text = |bps: Option<u64>| bps.map_or("unlimited".to_owned(), |bps| format!("{bps} bit/s"));
+    let row = |layer: &str, wanted: Option<u64>, observed: Option<u64>| {
+        let wanted = wanted?;
+        Some(IsolationRow {
+            layer: layer.to_owned(),
+            expected: text(Some(wanted)),
+            observed: text(observed),
+            // The kernel keeps bytes a second.
+            isolated: observed.is_some_and(|observed| observed / 8 == wanted / 8),
+        })
+    };
+    [
+        row("network ingress", wanted.ingress_bps, observed.ingress_bps),
+        row("network egress", wanted.egress_bps, observed.egress_bps),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
 /// Which layers are weaker than they should be.
 fn verdict(containers: &[ContainerIsolation]) -> Verdict {
     let weak = containers.iter().flat_map(|container| {
@@ -144,9 +190,27 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn nothing_that_runs_is_no_isolation() {
-        let view = Arc::new(View::default());
-        assert!(matches!(inspect(&view).await, Err(IsolationError::NothingRuns)));
+    #[test]
+    fn limits_of_the_network_are_rows_of_their_own() {
+        let limits = |ingress_bps, egress_bps| Bandwidth {
+            ingress_bps,
+            egress_bps,
+        };
+        let rows = compare(
+            limits(Some(10_000_001), Some(1_000)),
+            limits(Some(10_000_000), None),
+        );
+        let said: Vec<_> = rows
+            .iter()
+            .map(|row| (row.layer.as_str(), row.observed.as_str(), row.isolated))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("network ingress", "10000000 bit/s", true),
+                ("network egress", "unlimited", false)
+            ]
+        );
+        assert_eq!(compare(limits(None, None), limits(Some(1), Some(1))), []);
     }
 }

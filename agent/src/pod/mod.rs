@@ -58,6 +58,7 @@ pub struct Desired {
 /// A pod on this node. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    node: Arc<Node>,
     report: watch::Receiver<PodReport>,
     view: Arc<view::View>,
     ended: watch::Receiver<bool>,
@@ -73,12 +74,17 @@ pub fn spawn(node: Arc<Node>, uid: String, desired: watch::Receiver<Desired>) ->
     });
     let (ended_sender, ended) = watch::channel(false);
     let view = Arc::new(view::View::default());
-    let actor = actor::Actor::new(node, uid, desired, report_sender, Arc::clone(&view));
+    let actor = actor::Actor::new(Arc::clone(&node), uid, desired, report_sender, Arc::clone(&view));
     tokio::spawn(async move {
         actor.run().await;
         ended_sender.send_replace(true);
     });
-    Handle { report, view, ended }
+    Handle {
+        node,
+        report,
+        view,
+        ended,
+    }
 }
 
 impl Handle {
@@ -94,7 +100,7 @@ impl Handle {
 
     /// Reads back from the kernel what isolates the containers that run; the pod's condition says the same afterwards.
     pub async fn inspect(&self) -> Result<InspectResponse, IsolationError> {
-        isolation::inspect(&self.view).await
+        isolation::inspect(&self.node, &self.view).await
     }
 
     /// The last words of containers that ended, the oldest first.

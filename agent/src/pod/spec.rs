@@ -9,7 +9,7 @@ use runtime::spec::{CgroupSpec, PidShare, SandboxSpec, Share};
 use super::plan::Restart;
 use super::resources::{self, ResourceError};
 use crate::ledger::{Slot, Want};
-use crate::network::{HostPort, Protocol};
+use crate::network::{Bandwidth, HostPort, Protocol};
 
 /// Longest host name (sethostname(2), HOST_NAME_MAX is 64 with its end).
 const HOSTNAME_BYTES_MAX: usize = 63;
@@ -120,13 +120,16 @@ pub(super) fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
 }
 
 /// Bits a second to and from the pod.
-pub(super) fn bandwidth(pod: &Pod) -> (Option<u64>, Option<u64>) {
+pub(super) fn bandwidth(pod: &Pod) -> Bandwidth {
     let annotations = pod.metadata.as_ref().map(|meta| &meta.annotations);
     let rate = |key: &str| {
         let amount = model::quantity::parse(annotations?.get(key)?).ok()?;
         u64::try_from(amount.bytes()).ok().filter(|rate| *rate > 0)
     };
-    (rate(INGRESS), rate(EGRESS))
+    Bandwidth {
+        ingress_bps: rate(INGRESS),
+        egress_bps: rate(EGRESS),
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +250,10 @@ mod tests {
         let ports = host_ports(&spec);
         assert_eq!(ports.len(), 1);
         assert_eq!((ports[0].host_port, ports[0].host_ip), (8080, None));
-        assert_eq!(bandwidth(&pod(spec)), (Some(10_000_000), None));
+        let limits = Bandwidth {
+            ingress_bps: Some(10_000_000),
+            egress_bps: None,
+        };
+        assert_eq!(bandwidth(&pod(spec)), limits);
     }
 }

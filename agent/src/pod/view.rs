@@ -8,6 +8,8 @@ use runtime::cgroup::Layout;
 use runtime::spec::{ContainerSpec, SandboxSpec};
 use tokio::sync::Notify;
 
+use crate::network::Bandwidth;
+
 /// A container, for those who read its logs or enter it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerHandle {
@@ -42,6 +44,13 @@ pub(super) struct RunningContainer {
     pub(super) spec: Arc<ContainerSpec>,
 }
 
+/// What a pod's network is to be limited to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Limited {
+    pub(super) uid: String,
+    pub(super) bandwidth: Bandwidth,
+}
+
 /// What the last readback found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
@@ -56,6 +65,8 @@ pub(super) struct Seen {
     pub(super) layout: Option<Arc<Layout>>,
     pub(super) sandbox: Option<Arc<SandboxSpec>>,
     pub(super) running: Vec<RunningContainer>,
+    /// Limits of its network, when it has one of its own.
+    pub(super) limited: Option<Limited>,
     pub(super) verdict: Option<Verdict>,
 }
 
