@@ -15,6 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("runtime", &["sys"]),
     ("agent", &["model", "proto", "rpc", "runtime", "sys"]),
     ("controller", &["model", "proto", "rpc", "state"]),
+    ("base2histogram", &[]),
     ("ctl", &["model", "proto", "rpc"]),
     (
         "tests",
