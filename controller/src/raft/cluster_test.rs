@@ -20,12 +20,13 @@ use super::*;
 use crate::security::ca::{Authority, Subject};
 use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
+use crate::store::Dir;
 use crate::store::os::OsDir;
 use crate::store::sim::{Fault, SimDir};
 
 /// A member that runs, with what ends it.
-pub(super) struct Running {
-    pub(super) node: Node,
+pub(super) struct Running<D: Dir = OsDir> {
+    pub(super) node: Node<D>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
 }
@@ -95,6 +96,11 @@ impl Cluster {
     }
 
     async fn start(&mut self, id: MemberId) -> Running {
+        let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string())).await;
+        self.start_on(id, log, snapshots).await
+    }
+
+    async fn start_on<D: Dir>(&mut self, id: MemberId, log: D, snapshots: D) -> Running<D> {
         let known = self
             .addresses
             .iter()
@@ -112,7 +118,6 @@ impl Cluster {
             .issue(&Subject::Member { id, hosts: vec![] }, unix_now())
             .unwrap();
         let live = LiveCertificate::new(&issued).unwrap();
-        let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string())).await;
         let client = live.client_config(self.ca.certificate()).unwrap();
         let node = Node::start(self.config(id), log, snapshots, client)
             .await
@@ -147,7 +152,7 @@ impl Cluster {
     }
 }
 
-impl Running {
+impl<D: Dir> Running<D> {
     /// Gone at once, as after a kill: nobody is told.
     async fn kill(self) {
         self.server.abort();
@@ -323,6 +328,63 @@ async fn a_restart_of_all_members_keeps_everything() {
         assert_eq!(after.revision(), before.revision());
         assert!((0..100).all(|i| has(&after, &format!("t{i}"))));
     }
+}
+
+/// A leader sends entries on before they are on its own disk. One that is killed in between has lost what the others have
+/// committed; leading on as if nothing had been there, it would put other entries into the same places of the same term.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_lost_what_others_have_does_not_lead_on() {
+    let mut cluster = Cluster::new(1000);
+    let log = SimDir::new(Fault::None, 1);
+    let snapshots = SimDir::new(Fault::None, 2);
+    let first = cluster.start_on(1, log.clone(), snapshots.clone()).await;
+    first.node.initialize(cluster.member(1)).await.unwrap();
+    let mut others = Vec::new();
+    for id in [2, 3] {
+        others.push(cluster.start(id).await);
+        first.node.add_learner(id, cluster.member(id)).await.unwrap();
+        first.node.promote(id).await.unwrap();
+    }
+    applied(first.node.propose(write("before")).await.unwrap());
+    log.stall();
+    let leader = first.node.clone();
+    let sent = tokio::spawn(async move { leader.propose(write("sent")).await });
+    // On two disks of three: committed, whatever becomes of the leader's own.
+    for other in &others {
+        let mut metrics = other.node.raft().metrics();
+        let before = first.node.progress().applied_index;
+        let reached = async {
+            while metrics.borrow_watched().last_log_index <= Some(before) {
+                metrics.changed().await.unwrap();
+            }
+        };
+        let reached = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        reached.expect("the entry goes to the others before it is on the leader's disk");
+    }
+    let (log, snapshots) = (log.after_crash(Fault::None), snapshots.after_crash(Fault::None));
+    first.kill().await;
+    drop(sent.await.unwrap()); // nobody was told, or everybody: both are right
+    let first = cluster.start_on(1, log, snapshots).await;
+    applied(first.node.propose(write("after")).await.unwrap());
+    let state = first.node.read().await.unwrap();
+    assert!(has(&state, "sent"), "two of three had it on their disks");
+    for other in &others {
+        let theirs = other.node.read().await.unwrap();
+        assert!(["before", "sent", "after"].iter().all(|id| has(&theirs, id)));
+        assert_eq!(theirs.revision(), state.revision());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_alone_leads_again() {
+    let mut cluster = Cluster::new(1000);
+    let first = cluster.start(1).await;
+    first.node.initialize(cluster.member(1)).await.unwrap();
+    applied(first.node.propose(write("before")).await.unwrap());
+    first.kill().await;
+    let first = cluster.start(1).await;
+    first.node.recovered().await;
+    assert!(has(&first.node.read().await.unwrap(), "before"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -80,6 +80,10 @@ impl NodeConfig {
             heartbeat_interval: millis(self.heartbeat),
             election_timeout_min: millis(self.election.0),
             election_timeout_max: millis(self.election.1),
+            // A leader sends entries on before they are on its own disk, so that the disks of all work at once. One that is
+            // killed between the two starts without what others may have: it must not go on leading in the same term,
+            // where it would put other entries into the same places. It stands for election like everyone.
+            enable_leader_restore: Some(false),
             enable_pre_vote: Some(true), // a member that comes back must not depose a leader that works
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.keep_entries,
@@ -222,6 +226,21 @@ impl<D: Dir> Node<D> {
         let raft = Raft::new(config.id, library, network, store, machine).await;
         let raft = raft.map_err(|cause| StartError::Consensus(cause.to_string()))?;
         let leadership = follow(&raft, config.id);
+        // A member that is alone has nobody to wait for; the others' timers find out who leads.
+        let alone = BTreeSet::from([config.id]);
+        let voters = {
+            let metrics = raft.server_metrics();
+            let voters = metrics
+                .borrow_watched()
+                .membership_config
+                .voter_ids()
+                .collect::<BTreeSet<_>>();
+            voters
+        };
+        if voters == alone {
+            let elected = raft.trigger().elect(true).await;
+            elected.map_err(|cause| StartError::Consensus(cause.to_string()))?;
+        }
         let inner = Inner {
             id: config.id,
             write_by,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::{Dir, File};
 
@@ -28,14 +28,21 @@ pub enum Fault {
 /// A simulated directory on a disk of its own.
 #[derive(Clone, Debug)]
 pub struct SimDir {
-    world: Arc<Mutex<World>>,
+    disk: Arc<Disk>,
 }
 
 /// An open file of it.
 #[derive(Clone, Debug)]
 pub struct SimFile {
     inode: usize,
-    world: Arc<Mutex<World>>,
+    disk: Arc<Disk>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    world: Mutex<World>,
+    /// Told when a disk that stood still does no more.
+    moves: Condvar,
 }
 
 #[derive(Debug)]
@@ -46,6 +53,7 @@ struct World {
     unsynced_changes: Vec<Change>,
     operations: u64,
     fault: Fault,
+    stalled: bool,
     random: u64,
 }
 
@@ -73,11 +81,19 @@ impl SimDir {
             unsynced_changes: Vec::new(),
             operations: 0,
             fault,
+            stalled: false,
             random: seed.wrapping_mul(2).wrapping_add(1),
         };
-        Self {
-            world: Arc::new(Mutex::new(world)),
-        }
+        let disk = Disk {
+            world: Mutex::new(world),
+            moves: Condvar::new(),
+        };
+        Self { disk: Arc::new(disk) }
+    }
+
+    /// From now on every operation that changes something waits, until the machine crashes.
+    pub fn stall(&self) {
+        self.disk.lock().stalled = true;
     }
 
     /// How many operations were counted.
@@ -85,7 +101,8 @@ impl SimDir {
         self.lock().operations
     }
 
-    /// The disk as the next start of the machine finds it: synced bytes, and any part of the others.
+    /// The machine crashes: the disk as its next start finds it, with synced bytes and any part of the others. On this one
+    /// nothing works any more.
     pub fn after_crash(&self, fault: Fault) -> Self {
         let mut world = self.lock();
         let mut names = world.durable_names.clone();
@@ -107,7 +124,9 @@ impl SimDir {
             inode.bytes = inode.durable.clone();
         }
         let random = world.next();
+        (world.fault, world.stalled) = (Fault::CrashAt(0), false);
         drop(world);
+        self.disk.moves.notify_all();
         let disk = Self::new(fault, random);
         let mut next = disk.lock();
         next.inodes = inodes;
@@ -126,7 +145,24 @@ impl SimDir {
     }
 
     fn lock(&self) -> MutexGuard<'_, World> {
+        self.disk.lock()
+    }
+
+    fn change(&self) -> MutexGuard<'_, World> {
+        self.disk.change()
+    }
+}
+
+impl Disk {
+    fn lock(&self) -> MutexGuard<'_, World> {
         self.world.lock().expect("no holder panics")
+    }
+
+    /// For an operation that changes something.
+    fn change(&self) -> MutexGuard<'_, World> {
+        let world = self.lock();
+        let moves = self.moves.wait_while(world, |world| world.stalled);
+        moves.expect("no holder panics")
     }
 }
 
@@ -207,14 +243,14 @@ impl Dir for SimDir {
     type File = SimFile;
 
     fn create(&self, name: &str) -> io::Result<SimFile> {
-        let mut world = self.lock();
+        let mut world = self.change();
         world.step()?;
         let inode = world.inodes.len();
         world.inodes.push(Inode::default());
         world.change(Change::Link(name.to_owned(), inode));
         Ok(SimFile {
             inode,
-            world: self.world.clone(),
+            disk: self.disk.clone(),
         })
     }
 
@@ -222,7 +258,7 @@ impl Dir for SimDir {
         let inode = self.lock().find(name)?;
         Ok(SimFile {
             inode,
-            world: self.world.clone(),
+            disk: self.disk.clone(),
         })
     }
 
@@ -231,7 +267,7 @@ impl Dir for SimDir {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut world = self.lock();
+        let mut world = self.change();
         world.step()?;
         world.find(from)?;
         world.change(Change::Rename(from.to_owned(), to.to_owned()));
@@ -239,7 +275,7 @@ impl Dir for SimDir {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut world = self.lock();
+        let mut world = self.change();
         world.step()?;
         world.find(name)?;
         world.change(Change::Unlink(name.to_owned()));
@@ -247,7 +283,7 @@ impl Dir for SimDir {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut world = self.lock();
+        let mut world = self.change();
         world.step()?;
         world.unsynced_changes.clear();
         world.durable_names = world.names.clone();
@@ -261,7 +297,11 @@ impl Dir for SimDir {
 
 impl SimFile {
     fn lock(&self) -> MutexGuard<'_, World> {
-        self.world.lock().expect("no holder panics")
+        self.disk.lock()
+    }
+
+    fn change(&self) -> MutexGuard<'_, World> {
+        self.disk.change()
     }
 }
 
@@ -278,7 +318,7 @@ impl File for SimFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut world = self.lock();
+        let mut world = self.change();
         let step = world.step();
         if let Fault::Capacity(capacity) = world.fault {
             let linked: u64 = world
@@ -306,7 +346,7 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut world = self.lock();
+        let mut world = self.change();
         let step = world.step();
         let crashed = matches!((&step, world.fault), (Err(_), Fault::CrashAt(_)));
         let inode = &mut world.inodes[self.inode];
