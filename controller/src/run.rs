@@ -177,7 +177,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     });
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
     let mut loops = JoinSet::new();
-    let routes = parts.start(&node, authority, &mut loops);
+    let routes = parts.start(&node, authority, &mut loops, stopped.clone());
     let sources = Sources {
         node: node.clone(),
         sessions: parts.sessions.clone(),
@@ -262,7 +262,13 @@ impl Parts {
     }
 
     /// Begins the loops; gives what the API's port serves.
-    pub(crate) fn start(&self, node: &Node, authority: Arc<Authority>, loops: &mut JoinSet<()>) -> Routes {
+    pub(crate) fn start(
+        &self,
+        node: &Node,
+        authority: Arc<Authority>,
+        loops: &mut JoinSet<()>,
+        stopped: watch::Receiver<bool>,
+    ) -> Routes {
         let (renewals, renewed) = Renewals::new();
         let (desk, dispatch) = Desk::new(node.clone(), self.sessions.clone(), renewals, self.events.clone());
         let drive = Drive {
@@ -278,7 +284,8 @@ impl Parts {
         loops.spawn(self.events.clone().forward(node.clone()));
         let join = JoinServer::new(JoinService::new(node.clone(), authority.clone()));
         let ca_sha256 = authority.sha256();
-        api::routes(node.clone(), self.events.clone(), self.calls.clone(), ca_sha256)
+        let (events, calls) = (self.events.clone(), self.calls.clone());
+        api::routes(node.clone(), events, calls, ca_sha256, stopped)
             .add_service(join)
             .add_service(session::server(desk, authority))
     }

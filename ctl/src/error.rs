@@ -92,6 +92,12 @@ pub(crate) fn lines(status: &Status) -> Vec<String> {
     }
 }
 
+/// Whether a stream ended because its member stops, or with the connection to it: another member can go on.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    // A member's own word has no source; what the connection says of itself has one.
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+}
+
 /// Whether a status says that no member could be reached, as opposed to one that answered.
 pub(crate) fn is_unreachable(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable) && std::error::Error::source(status).is_some()

@@ -9,7 +9,7 @@ use proto::v1::{Condition, Deployment, Object};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::{Cluster, Query};
-use crate::error::CtlError;
+use crate::error::{CtlError, is_lost};
 use crate::output::Output;
 use crate::{rows, target};
 
@@ -64,10 +64,8 @@ pub(crate) async fn until(
                 Ok(Ok(Some(event))) => event,
                 // The stream ended, as when a member stops: list and watch again, elsewhere.
                 Ok(Ok(None)) => break,
-                Ok(Err(status)) => match status.code() {
-                    tonic::Code::OutOfRange | tonic::Code::Unavailable => break,
-                    _ => return Err(cluster.error(status)),
-                },
+                Ok(Err(status)) if is_lost(&status) || status.code() == tonic::Code::OutOfRange => break,
+                Ok(Err(status)) => return Err(cluster.error(status)),
             };
             if event.r#type == "BOOKMARK" {
                 continue;

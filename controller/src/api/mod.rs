@@ -27,6 +27,7 @@ use rpc::v1::{
     WatchRequest, WhyResponse,
 };
 use state::{SCHEMA_LEVEL, State};
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -59,18 +60,32 @@ pub(crate) struct Service {
     pages: Pages,
     /// Of the CA: part of every join token.
     ca_sha256: [u8; 32],
+    /// True when this member stops.
+    stopped: watch::Receiver<bool>,
 }
 
 /// The API behind its guard. Begins to follow what this member applies.
-pub(crate) fn routes(node: Node, events: Events, calls: Calls, ca_sha256: [u8; 32]) -> Routes {
-    let server = ApiServer::new(Service::new(node, events, calls, ca_sha256))
+pub(crate) fn routes(
+    node: Node,
+    events: Events,
+    calls: Calls,
+    ca_sha256: [u8; 32],
+    stopped: watch::Receiver<bool>,
+) -> Routes {
+    let server = ApiServer::new(Service::new(node, events, calls, ca_sha256, stopped))
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
     Routes::new(Guard::new(server))
 }
 
 impl Service {
-    fn new(node: Node, events: Events, calls: Calls, ca_sha256: [u8; 32]) -> Self {
+    fn new(
+        node: Node,
+        events: Events,
+        calls: Calls,
+        ca_sha256: [u8; 32],
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
         let ring = Ring::new(0);
         // The changes first: what is in both is taken once.
         let following = node.changes();
@@ -82,6 +97,7 @@ impl Service {
             ring,
             pages: Pages::default(),
             ca_sha256,
+            stopped,
         }
     }
 

@@ -11,6 +11,7 @@ use rpc::v1::api_client::ApiClient;
 use rpc::v1::api_server::Api;
 use rpc::v1::{ApplyItem, MembersRequest};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::client::Grpc;
@@ -34,6 +35,7 @@ struct One {
     service: Service,
     authority: Authority,
     live: LiveCertificate,
+    _running: watch::Sender<bool>,
     _tmp: tempfile::TempDir,
 }
 
@@ -65,7 +67,8 @@ impl One {
         node.initialize(me).await.unwrap();
         let reports = Reports::default();
         let calls = Calls::new(node.clone(), Sessions::new(reports));
-        let service = Service::new(node, Events::new(), calls, authority.sha256());
+        let (running, stopped) = watch::channel(false);
+        let service = Service::new(node, Events::new(), calls, authority.sha256(), stopped);
         let settings = ClusterSettings {
             cluster_id: "the-cluster".to_owned(),
             pod_cidr: "10.244.0.0/16".to_owned(),
@@ -79,6 +82,7 @@ impl One {
             service,
             authority,
             live,
+            _running: running,
             _tmp: tmp,
         }
     }

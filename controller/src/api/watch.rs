@@ -42,6 +42,8 @@ struct Watching {
     next: VecDeque<WatchEvent>,
     /// How often it hears at least how far it is.
     bookmarks: Duration,
+    /// True when this member stops.
+    stopped: watch::Receiver<bool>,
 }
 
 impl Service {
@@ -78,6 +80,7 @@ impl Service {
             told: revision,
             next: VecDeque::new(),
             bookmarks: BOOKMARK_INTERVAL,
+            stopped: self.stopped.clone(),
         };
         // In the stream, as whatever ends a watch: readers list again at one place.
         if events && revision > *watching.head.borrow() {
@@ -92,6 +95,10 @@ impl Service {
 
 fn expired(cause: crate::watch::TooOld) -> Status {
     Status::out_of_range(cause.to_string())
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this controller is stopping: watch at another")
 }
 
 /// The next event and the watch after it; no watch after the last.
@@ -111,16 +118,20 @@ async fn step(watching: Option<Watching>) -> Option<(Result<WatchEvent, Status>,
         match watching.look() {
             Err(status) => return Some((Err(status), None)),
             Ok(true) => {}
-            Ok(false) => match tokio::time::timeout(watching.bookmarks, watching.head.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => {
-                    let stopped = Status::unavailable("this controller is stopping: watch at another");
-                    return Some((Err(stopped), None));
+            Ok(false) => tokio::select! {
+                biased;
+                // Whoever stops the member, or an end of the ring: nothing more comes from here.
+                _ = watching.stopped.wait_for(|stopped| *stopped) => return Some((Err(stopping()), None)),
+                changed = watching.head.changed() => {
+                    if changed.is_err() {
+                        return Some((Err(stopping()), None));
+                    }
                 }
-                Err(_) if watching.told < watching.revision => {
-                    watching.next.push_back(bookmark(watching.revision));
+                () = tokio::time::sleep(watching.bookmarks) => {
+                    if watching.told < watching.revision {
+                        watching.next.push_back(bookmark(watching.revision));
+                    }
                 }
-                Err(_) => {}
             },
         }
     }
@@ -210,8 +221,9 @@ mod tests {
         }
     }
 
-    fn watching(ring: &Ring, revision: u64, namespace: &str) -> Watching {
-        Watching {
+    fn watching(ring: &Ring, revision: u64, namespace: &str) -> (Watching, watch::Sender<bool>) {
+        let (stop, stopped) = watch::channel(false);
+        let watching = Watching {
             ring: ring.clone(),
             head: ring.head(),
             filter: Filter::parse("ConfigMap", namespace, "", "").unwrap(),
@@ -220,14 +232,17 @@ mod tests {
             told: revision,
             next: VecDeque::new(),
             bookmarks: Duration::from_millis(1),
-        }
+            stopped,
+        };
+        (watching, stop)
     }
 
     #[tokio::test]
     async fn a_watch_shows_its_own_and_says_how_far_it_is() {
         let ring = Ring::new(10);
         ring.push(vec![added(11, "web"), added(12, "other")]);
-        let (first, watch) = step(Some(watching(&ring, 10, "web"))).await.unwrap();
+        let (watch, _stop) = watching(&ring, 10, "web");
+        let (first, watch) = step(Some(watch)).await.unwrap();
         let first = first.unwrap();
         assert_eq!((first.r#type.as_str(), first.revision), ("ADDED", 11));
         // Nothing of its own comes: after a while it hears that it may go on at 12.
@@ -243,10 +258,22 @@ mod tests {
     async fn a_reader_that_is_too_slow_is_dropped() {
         let ring = Ring::new(10);
         ring.push(vec![added(11, "web")]);
-        let (_, watch) = step(Some(watching(&ring, 10, ""))).await.unwrap();
+        let (watch, _stop) = watching(&ring, 10, "");
+        let (_, watch) = step(Some(watch)).await.unwrap();
         ring.reset(50);
         let (dropped, watch) = step(watch).await.unwrap();
         assert_eq!(dropped.unwrap_err().code(), Code::OutOfRange);
         assert!(step(watch).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_when_its_member_stops() {
+        let ring = Ring::new(10);
+        let (watch, stop) = watching(&ring, 10, "");
+        let next = tokio::spawn(step(Some(watch)));
+        stop.send_replace(true);
+        let (ended, watch) = next.await.unwrap().unwrap();
+        assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+        assert!(watch.is_none());
     }
 }

@@ -20,7 +20,7 @@ use rpc::v1::{
 };
 use state::SCHEMA_LEVEL;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Server};
@@ -42,6 +42,7 @@ pub(super) struct Controller {
     pub(super) parts: Parts,
     pub(super) api: String,
     peers: String,
+    _running: watch::Sender<bool>,
     _tmp: tempfile::TempDir,
     _loops: JoinSet<()>,
 }
@@ -86,7 +87,8 @@ impl Controller {
             .server_config(ca.certificate(), ClientAuth::Optional)
             .unwrap();
         let incoming = listen::accept(listener, Arc::new(tls), 64);
-        let routes = parts.start(&node, ca.clone(), &mut loops);
+        let (running, stopped) = watch::channel(false);
+        let routes = parts.start(&node, ca.clone(), &mut loops, stopped);
         loops.spawn(async move {
             Server::builder()
                 .add_routes(routes)
@@ -99,6 +101,7 @@ impl Controller {
             parts,
             api,
             peers,
+            _running: running,
             _tmp: tmp,
             _loops: loops,
         }

@@ -1,11 +1,10 @@
 //! `ctl get KIND [NAME...]`: a table, or the objects themselves.
 
-use futures_util::StreamExt;
 use model::{Kind, object};
 use proto::v1::Object;
 
 use crate::cluster::{Cluster, Query};
-use crate::error::CtlError;
+use crate::error::{CtlError, is_lost};
 use crate::output::{Output, Table};
 use crate::target::{self, Targets};
 use crate::{files::Files, rows};
@@ -239,25 +238,40 @@ async fn follow(
     revision: u64,
     out: &mut Output,
 ) -> Result<(), CtlError> {
-    let mut events = cluster.watch(query, revision).await?;
-    while let Some(event) = events.next().await {
-        let event = event.map_err(|status| cluster.error(status))?;
-        let Some(object) = event.object else { continue };
-        match args.output.as_deref() {
-            Some("name") => out.line(target::shown(&object::key(&object)))?,
-            Some("yaml") => out.bytes(format!("---\n{}", model::write::yaml(&object)).as_bytes())?,
-            Some("json") => out.line(model::write::json(&object))?,
-            format => {
-                let mut cells = cells(args, &object, format == Some("wide"));
-                if event.r#type == "DELETED" {
-                    cells.push("(deleted)".to_owned());
-                }
-                let cells: Vec<String> = cells
-                    .into_iter()
-                    .map(|cell| if cell.is_empty() { "-".to_owned() } else { cell })
-                    .collect();
-                out.line(cells.join("   "))?;
+    let mut revision = revision;
+    loop {
+        let mut events = cluster.watch(query, revision).await?;
+        loop {
+            let event = match events.message().await {
+                Ok(Some(event)) => event,
+                // A controller stops or dies: another one goes on where this one was.
+                Ok(None) => break,
+                Err(status) if is_lost(&status) => break,
+                Err(status) => return Err(cluster.error(status)),
+            };
+            revision = revision.max(event.revision);
+            if let Some(object) = event.object {
+                show_change(args, &object, event.r#type == "DELETED", out)?;
             }
+        }
+    }
+}
+
+fn show_change(args: &Get, object: &Object, deleted: bool, out: &mut Output) -> Result<(), CtlError> {
+    match args.output.as_deref() {
+        Some("name") => out.line(target::shown(&object::key(object)))?,
+        Some("yaml") => out.bytes(format!("---\n{}", model::write::yaml(object)).as_bytes())?,
+        Some("json") => out.line(model::write::json(object))?,
+        format => {
+            let mut cells = cells(args, object, format == Some("wide"));
+            if deleted {
+                cells.push("(deleted)".to_owned());
+            }
+            let cells: Vec<String> = cells
+                .into_iter()
+                .map(|cell| if cell.is_empty() { "-".to_owned() } else { cell })
+                .collect();
+            out.line(cells.join("   "))?;
         }
     }
     Ok(())
