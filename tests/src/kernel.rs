@@ -31,11 +31,17 @@ pub fn status(pid: i32) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Whether it runs: not gone and no zombie.
+/// Whether it runs: not gone and no zombie. One whose first thread has ended before others still holds its files.
 pub fn runs(pid: i32) -> bool {
-    status(pid)
+    let status = status(pid);
+    let ended = |state: &String| state.starts_with(['Z', 'X']);
+    let threads: u32 = status
+        .get("Threads")
+        .and_then(|threads| threads.parse().ok())
+        .unwrap_or(0);
+    status
         .get("State")
-        .is_some_and(|state| !state.starts_with(['Z', 'X']))
+        .is_some_and(|state| !ended(state) || threads > 1)
 }
 
 /// The inode of one of a process's namespaces, as `net:[4026531840]`.

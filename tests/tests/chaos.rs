@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::cluster::text;
+use tests::cluster::text as text_of;
 use tests::{Cluster, can_run, kernel, wait_for};
 
 /// Kills of one run.
@@ -75,8 +75,16 @@ fn whatever_is_killed_what_was_asked_for_is_there_in_the_end() {
     ) {
         return;
     }
+    // The chaos lane asks for more rounds; each kills others.
+    let rounds = std::env::var("BULKHEAD_CHAOS_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
+    for round in 0..rounds {
+        println!("round {round}");
+        one_round(Seeded(0x5eed_b01d + round));
+    }
+}
+
+fn one_round(mut seeded: Seeded) {
     let cluster = Cluster::up(3, 2);
-    let mut seeded = Seeded(0x5eed_b01d);
     cluster.apply(&deployment("calm", 3));
     cluster.all_ready("app=calm", 3, Duration::from_secs(60));
     for kill in 0..KILLS {
@@ -111,7 +119,7 @@ fn whatever_is_killed_what_was_asked_for_is_there_in_the_end() {
     wait_for("one container for each pod", Duration::from_secs(60), || {
         (containers(&cluster, &pods) == vec![1; pods.len()]).then_some(())
     });
-    let wanted: Vec<String> = pods.iter().map(|pod| text(pod, "/metadata/uid")).collect();
+    let wanted: Vec<String> = pods.iter().map(|pod| text_of(pod, "/metadata/uid")).collect();
     wait_for("no group of a pod that is gone", Duration::from_secs(60), || {
         let top = kernel::group("pids", &format!("/bulkhead-{}", cluster.name))?;
         let left = kernel::groups_below(&top)
@@ -121,5 +129,52 @@ fn whatever_is_killed_what_was_asked_for_is_there_in_the_end() {
             .filter(|name| !wanted.iter().any(|uid| name.contains(uid)))
             .count();
         (left == 0).then_some(())
+    });
+    every_member_has_the_same(&cluster);
+}
+
+/// Each controller, asked alone, answers from its own state, once it has applied all that was committed.
+fn every_member_has_the_same(cluster: &Cluster) {
+    let config =
+        std::fs::read_to_string(cluster.directory().join("config.yaml")).expect("the client's config");
+    let endpoints: Vec<&str> = config
+        .lines()
+        .filter(|line| line.trim_start().starts_with("- ") && line.ends_with("3"))
+        .collect();
+    assert_eq!(endpoints.len(), 3, "{config}");
+    let of_one = |own: &&str| {
+        let others = |line: &&str| line == own || !endpoints.contains(line);
+        let text: Vec<&str> = config.lines().filter(others).collect();
+        let path = cluster.manifest("one.yaml", &text.join("\n"));
+        let asked = cluster
+            .command(&["get", "pods,deployments,replicasets", "-o", "json"])
+            .env("BULKHEAD_CONFIG", path)
+            .output()
+            .expect("ctl");
+        assert!(
+            asked.status.success(),
+            "{own}: {}",
+            String::from_utf8_lossy(&asked.stderr)
+        );
+        let list: Value = serde_json::from_slice(&asked.stdout).expect("JSON");
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        assert!(!items.is_empty(), "{own}: {list}");
+        let versions = items.iter().map(|item| {
+            (
+                text_of(item, "/metadata/uid"),
+                text_of(item, "/metadata/resourceVersion"),
+            )
+        });
+        versions.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    // Nothing is written while all three are asked: the cluster is at rest, or soon will be.
+    wait_for("all members to be at rest", Duration::from_secs(30), || {
+        let before = of_one(&endpoints[0]);
+        let all: Vec<_> = endpoints.iter().map(of_one).collect();
+        (before == of_one(&endpoints[0])).then(|| {
+            for (endpoint, one) in endpoints.iter().zip(&all) {
+                assert_eq!(*one, before, "{endpoint} has another state");
+            }
+        })
     });
 }

@@ -27,7 +27,6 @@ use rpc::v1::{
     WatchRequest, WhyResponse,
 };
 use state::{SCHEMA_LEVEL, State};
-use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -61,7 +60,7 @@ pub(crate) struct Service {
     /// Of the CA: part of every join token.
     ca_sha256: [u8; 32],
     /// True when this member stops.
-    stopped: watch::Receiver<bool>,
+    stopped: tokio::sync::watch::Receiver<bool>,
 }
 
 /// The API behind its guard. Begins to follow what this member applies.
@@ -70,7 +69,7 @@ pub(crate) fn routes(
     events: Events,
     calls: Calls,
     ca_sha256: [u8; 32],
-    stopped: watch::Receiver<bool>,
+    stopped: tokio::sync::watch::Receiver<bool>,
 ) -> Routes {
     let server = ApiServer::new(Service::new(node, events, calls, ca_sha256, stopped))
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
@@ -84,7 +83,7 @@ impl Service {
         events: Events,
         calls: Calls,
         ca_sha256: [u8; 32],
-        stopped: watch::Receiver<bool>,
+        stopped: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
         let ring = Ring::new(0);
         // The changes first: what is in both is taken once.

@@ -36,6 +36,8 @@ use crate::store::Dir;
 pub(super) const MESSAGE_BYTES_MAX: usize = super::log::ENTRY_BYTES_MAX + (2 << 20);
 /// A follower answers an append after its sync; a disk that takes longer is as good as gone.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two tries to reach a member that is away: it is missed no longer than this once it is back.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// A snapshot may take long to send and to install, but something has to move.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -191,7 +193,12 @@ impl<D: Dir> NetStreamAppend<Types> for Peer<D> {
             });
             let answers = client.append(Request::new(envelopes));
             let answers = match tokio::time::timeout(APPEND_TIMEOUT, answers).await {
-                Ok(answers) => answers.map_err(|status| failure(&status))?.into_inner(),
+                Ok(Ok(answers)) => answers.into_inner(),
+                Ok(Err(status)) => {
+                    // The library pauses between the messages of a stream, not between streams that never began.
+                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                    return Err(failure(&status));
+                }
                 Err(_) => return Err(self.timeout("stream", APPEND_TIMEOUT)),
             };
             let waiting = Waiting {

@@ -77,16 +77,18 @@ fn split(command: &[String]) -> Result<(&String, &[String]), CtlError> {
         .ok_or_else(|| CtlError::refused("an empty command"))
 }
 
-/// Start time of a process in clock ticks since boot; none when it is gone or a zombie (proc(5), stat fields 3 and 22).
+/// Start time of a process in clock ticks since boot; none when it is gone or a zombie (proc(5), stat fields 3, 20 and 22).
+/// One whose first thread has ended before others is no zombie yet: it holds its files and ports.
 pub(super) fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, also spaces and parentheses: fields are counted from its last one.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if matches!(state, "Z" | "X") && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 /// Whether the process that was started still runs.
