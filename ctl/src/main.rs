@@ -10,6 +10,7 @@ mod dev;
 mod error;
 mod files;
 mod output;
+mod pods;
 mod rows;
 mod target;
 mod verb;

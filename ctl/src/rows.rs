@@ -9,6 +9,9 @@ use proto::v1::{ConfigMap, Container, Deployment, Event, LabelSelector, Node, Ob
 use crate::age;
 use crate::error::CtlError;
 
+/// A row with a longer reason would no longer be read as one.
+const REASON_CHARS_MAX: usize = 80;
+
 /// The columns of a kind.
 pub(crate) fn heading(kind: Kind, wide: bool) -> Vec<&'static str> {
     let (narrow, more): (&[&str], &[&str]) = match kind {
@@ -99,8 +102,16 @@ fn pod(pod: &Pod, name: String, age: String, wide: bool) -> Vec<String> {
     if wide {
         cells.extend([status.pod_ip, spec.node_name]);
     }
-    cells.push(reason);
+    cells.push(shortened(reason));
     cells
+}
+
+/// In a table: `ctl describe` and `ctl why` have the rest.
+fn shortened(reason: String) -> String {
+    match reason.char_indices().nth(REASON_CHARS_MAX) {
+        None => reason,
+        Some((end, _)) => format!("{}...", reason[..end].trim_end()),
+    }
 }
 
 /// What STATUS and REASON say: the most telling state of the pod's containers, as `kubectl get pods` has it.

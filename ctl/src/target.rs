@@ -71,17 +71,18 @@ pub(crate) fn one(words: &[String], namespace: &str) -> Result<Key, CtlError> {
     }
 }
 
-/// A pod, with or without its kind in front.
-pub(crate) fn pod_name(word: &str) -> Result<String, CtlError> {
-    match word.contains('/') {
-        false => Ok(word.to_owned()),
-        true => match split(word)? {
-            (Kind::Pod, name) => Ok(name),
-            (other, _) => Err(CtlError::Usage(format!(
-                "`{word}`: a pod is meant, not a {}",
-                other.as_str()
-            ))),
-        },
+/// A pod, with or without its kind in front, or something that has pods.
+pub(crate) fn pod_or_workload(word: &str) -> Result<(Kind, String), CtlError> {
+    let (kind, name) = match word.contains('/') {
+        false => (Kind::Pod, word.to_owned()),
+        true => split(word)?,
+    };
+    match kind {
+        Kind::Pod | Kind::Deployment | Kind::ReplicaSet => Ok((kind, name)),
+        other => Err(CtlError::Usage(format!(
+            "`{word}`: a pod is meant, or what has pods, not a {}",
+            other.as_str()
+        ))),
     }
 }
 

@@ -387,4 +387,17 @@ fn a_quick_container_has_a_random_id_as_its_hostname() {
     let name = name.trim();
     assert_eq!(name.len(), 12, "{name}");
     assert!(name.bytes().all(|byte| byte.is_ascii_hexdigit()), "{name}");
+    // The order in which people who come from Kubernetes type it.
+    let words = [
+        "run",
+        "named",
+        "--image",
+        "hello:1",
+        "--command",
+        "--",
+        "sleep",
+        "3600",
+    ];
+    cluster.ok(&words);
+    cluster.ready("named");
 }

@@ -36,6 +36,14 @@ fn a_rollout_replaces_pods_and_undo_brings_them_back() {
     cluster.ok(&["rollout", "status", "deployment/hello", "--timeout", "60s"]);
     let second = template_hashes(&cluster.all_ready("app=hello", 2, MINUTE));
     assert!(first.is_disjoint(&second), "{first:?} {second:?}");
+    // A workload stands for one of its pods.
+    let name = cluster.ok(&["exec", "deploy/hello", "--", "hostname"]);
+    let pods = cluster.list("pods", "app=hello");
+    assert!(
+        pods.iter().any(|pod| text(pod, "/metadata/name") == name.trim()),
+        "{name}"
+    );
+    cluster.ok(&["logs", "deployment/hello"]);
     let history = cluster.ok(&["rollout", "history", "deployment/hello"]);
     assert!(history.contains('1') && history.contains('2'), "{history}");
     cluster.ok(&["rollout", "undo", "deployment/hello"]);

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::target;
+use crate::pods;
 
 /// Bytes read from standard input at a time.
 const INPUT_BYTES: usize = 32 << 10;
@@ -23,7 +23,7 @@ const INPUT_FRAMES_MAX: usize = 8;
 /// Arguments of `ctl exec`.
 #[derive(clap::Args)]
 pub(crate) struct Exec {
-    /// The pod, as pod/web-1 or web-1
+    /// The pod, as pod/web-1 or web-1; or one of what has pods, as deploy/web
     #[arg(required = true, value_name = "POD")]
     pod: String,
     /// The container; may be left out where there is one
@@ -45,7 +45,7 @@ pub(crate) async fn run(args: Exec, cluster: &Cluster, out: &mut Output) -> Resu
     let start = ExecStart {
         pod: Some(PodRef {
             namespace: cluster.namespace.clone(),
-            name: target::pod_name(&args.pod)?,
+            name: pods::find(cluster, &args.pod, out).await?,
             container: args.container.unwrap_or_default(),
         }),
         command: args.command,

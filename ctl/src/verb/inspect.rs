@@ -5,7 +5,7 @@ use rpc::v1::PodRef;
 use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::{Output, Table};
-use crate::{age, target};
+use crate::{age, pods};
 
 /// Arguments of `ctl inspect`.
 #[derive(clap::Args)]
@@ -22,7 +22,7 @@ pub(crate) struct Inspect {
 pub(crate) async fn run(args: Inspect, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     let request = PodRef {
         namespace: cluster.namespace.clone(),
-        name: target::pod_name(&args.pod)?,
+        name: pods::find(cluster, &args.pod, out).await?,
         container: args.container.unwrap_or_default(),
     };
     let answer = cluster

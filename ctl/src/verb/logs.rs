@@ -6,12 +6,12 @@ use rpc::v1::{LogsRequest, PodRef};
 use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{age, target};
+use crate::{age, pods};
 
 /// Arguments of `ctl logs`.
 #[derive(clap::Args)]
 pub(crate) struct Logs {
-    /// The pod, as pod/web-1 or web-1
+    /// The pod, as pod/web-1 or web-1; or one of what has pods, as deploy/web
     #[arg(required = true, value_name = "POD")]
     pod: String,
     /// The container; may be left out where there is one
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: Logs, cluster: &Cluster, out: &mut Output) -> Resu
     let request = LogsRequest {
         pod: Some(PodRef {
             namespace: cluster.namespace.clone(),
-            name: target::pod_name(&args.pod)?,
+            name: pods::find(cluster, &args.pod, out).await?,
             container: args.container.or(args.second).unwrap_or_default(),
         }),
         follow: args.follow,

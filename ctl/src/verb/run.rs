@@ -18,9 +18,12 @@ use crate::{target, waiting};
 /// Arguments of `ctl run`.
 #[derive(clap::Args)]
 pub(crate) struct Run {
-    /// The image
+    /// The image; with `--image` the pod's name
     #[arg(value_name = "IMAGE")]
     image: String,
+    /// The image, when the pod's name stands first: `ctl run web --image nginx`
+    #[arg(long = "image", value_name = "IMAGE", conflicts_with = "name")]
+    named_image: Option<String>,
     /// The pod's name [default: the image's, with a random ending]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -63,10 +66,13 @@ pub(crate) struct Run {
 pub(crate) async fn run(args: Run, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     let id = apply::request_id().map_err(|status| cluster.error(status))?;
     let hostname: String = id.chars().take(12).collect();
-    let name = args
-        .name
-        .clone()
-        .unwrap_or_else(|| default_name(&args.image, &hostname));
+    let (name, image) = match args.named_image {
+        Some(image) => (args.image, image),
+        None => {
+            let name = args.name.unwrap_or_else(|| default_name(&args.image, &hostname));
+            (name, args.image)
+        }
+    };
     let mut labels = pairs(&args.label, "--label")?;
     if labels.is_empty() {
         labels.insert("run".to_owned(), name.clone());
@@ -87,7 +93,7 @@ pub(crate) async fn run(args: Run, cluster: &Cluster, out: &mut Output) -> Resul
     };
     let container = Container {
         name: name.clone(),
-        image: args.image,
+        image,
         command,
         args: arguments,
         env: env
