@@ -36,6 +36,9 @@ use crate::sandbox::Sandbox;
 use crate::spec::SandboxSpec;
 use server::{Server, step};
 
+/// The allocator's setting (mallopt(3) has none for it) in the environment of a monitor that is to be small: without
+/// caches of freed pieces, each of which keeps the page that it lies in.
+pub const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
 /// What the pod is to be, in the monitor's directory.
 pub const SPEC: &str = "sandbox.json";
 /// Where the monitor answers, in its directory.

@@ -102,6 +102,28 @@ fn a_state_poll_hears_of_the_end_and_signals_end_a_container() {
     pod.shutdown();
 }
 
+/// KiB of its own code that a process has in memory.
+fn code_held(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !(line.contains(" r-xp ") && line.ends_with("/bulkhead-runtime")));
+    let held = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    held.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_quiet_monitor_holds_next_to_none_of_its_code_and_goes_on() {
+    let pod = Pod::start("quiet");
+    let mut client = pod.client();
+    client.start(pod.container("a", "sleep 1000")).unwrap();
+    // Of a few MiB, the mappings around one wait.
+    pod.wait_until("the monitor rests", || code_held(pod.monitor_pid()) <= 512);
+    client.start(pod.container("b", "echo more")).unwrap();
+    assert_eq!(pod.wait_exit("b").code, 0);
+    pod.shutdown();
+}
+
 #[test]
 fn exec_has_its_own_streams_and_exit_code() {
     let pod = Pod::start("exec");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::connection::Mode;
 use super::container::{self, Owned};
 use super::exec::Exec;
-use super::frame::{self, FrameError, Stream};
+use super::frame::{self, CHUNK_BYTES_MAX, FrameError, Stream};
 use super::log::Output;
 use super::protocol::{Ended, Reply, Request, stream};
 use super::server::{CONTAINERS_MAX, Server};
@@ -353,7 +353,8 @@ impl Server {
         let Some(container) = self.containers.iter_mut().find(|one| one.key == key) else {
             return;
         };
-        let Some(count) = container.read(output, &mut self.buffer, &mut self.watch) else {
+        let mut buffer = [0; CHUNK_BYTES_MAX];
+        let Some(count) = container.read(output, &mut buffer, &mut self.watch) else {
             return;
         };
         let kind = if output == Output::Stdout {
@@ -366,7 +367,7 @@ impl Server {
                 continue;
             };
             // A follower that is too slow is dropped: the container must not wait for it.
-            let kept = connection.has_room() && connection.chunk(kind, &self.buffer[..count]).is_ok();
+            let kept = connection.has_room() && connection.chunk(kind, &buffer[..count]).is_ok();
             if kept {
                 self.drive(follower)
             } else {
@@ -393,7 +394,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&client) else {
             return;
         };
-        match exec.read(output, &mut self.buffer, connection, &mut self.watch) {
+        match exec.read(output, &mut [0; CHUNK_BYTES_MAX], connection, &mut self.watch) {
             Ok(()) => self.drive(client),
             Err(error) => {
                 eprintln!("failed to pass output on: {error}");

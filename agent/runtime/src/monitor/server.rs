@@ -99,7 +99,6 @@ pub(super) struct Server {
     pub(super) connections: BTreeMap<u64, Connection>,
     revision: u64,
     ending: Option<Ending>,
-    pub(super) buffer: Vec<u8>,
 }
 
 /// Binds under another name and renames, so that a socket that is there answers. Only root may connect.
@@ -146,7 +145,6 @@ impl Server {
                 connections: BTreeMap::new(),
                 revision: 1,
                 ending: None,
-                buffer: vec![0; CHUNK_BYTES_MAX],
             }),
             Err(error) => Err((sandbox, error)),
         }
@@ -231,7 +229,7 @@ impl Server {
             return;
         };
         if event.readable && connection.interest.0 {
-            match connection.read(&mut self.buffer) {
+            match connection.read(&mut [0; CHUNK_BYTES_MAX]) {
                 Ok(true) => {}
                 Ok(false) => return self.close(key),
                 Err(error) => {

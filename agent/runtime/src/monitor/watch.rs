@@ -9,6 +9,10 @@ use sys::fd::{Epoll, Event};
 
 use super::log::Output;
 
+/// So long without an event, and a monitor keeps nothing that it does not need to wait on: short, as most pods are quiet,
+/// and long against what it costs to come back, some tens of microseconds.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Whose descriptor it is. Numbers are keys of containers, execs and connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Member {
@@ -49,8 +53,14 @@ impl Watch {
         key
     }
 
+    /// Waits for events; when none come for a while, in the least memory.
     pub(super) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
-        self.epoll.wait(timeout)
+        let first = timeout.map_or(QUIET, |timeout| timeout.min(QUIET));
+        let events = self.epoll.wait(Some(first))?;
+        if !events.is_empty() || timeout == Some(first) {
+            return Ok(events);
+        }
+        self.epoll.rest(timeout.map(|timeout| timeout - first))
     }
 
     pub(super) fn member(&self, token: u64) -> Option<Member> {

@@ -238,38 +238,51 @@ impl Epoll {
     /// Waits for events, at most `timeout` (none: for ever). Allocates. A signal ends it early with no events.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
-        // Rounded up: a wait that ends a fraction early would spin.
-        let timeout = timeout.map_or(-1, |time| {
-            i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        });
         // SAFETY: `events` has room for EVENTS_MAX.
         let ret = unsafe {
             libc::epoll_wait(
                 self.0.as_raw_fd(),
                 events.as_mut_ptr(),
                 EVENTS_MAX as libc::c_int,
-                timeout,
+                milliseconds(timeout),
             )
         };
-        let count = match cvt_int(ret) {
-            Ok(count) => count as usize,
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(events[..count]
-            .iter()
-            .map(|event| {
-                let bits = event.events as i32;
-                Event {
-                    token: event.u64,
-                    readable: bits & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR)
-                        != 0,
-                    writable: bits & libc::EPOLLOUT != 0,
-                    closed: bits & (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) != 0,
-                }
-            })
-            .collect())
+        taken(&events, cvt_int(ret).map(|count| count as usize))
     }
+
+    /// As `wait`, in the least memory: for a wait that is expected to be long.
+    pub fn rest(&self, timeout: Option<Duration>) -> io::Result<Vec<Event>> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
+        crate::memory::give_back_data();
+        let count = crate::memory::wait_without_code(self.0.as_raw_fd(), &mut events, milliseconds(timeout));
+        taken(&events, count)
+    }
+}
+
+fn milliseconds(timeout: Option<Duration>) -> libc::c_int {
+    // Rounded up: a wait that ends a fraction early would spin.
+    timeout.map_or(-1, |time| {
+        i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    })
+}
+
+fn taken(events: &[libc::epoll_event], count: io::Result<usize>) -> io::Result<Vec<Event>> {
+    let count = match count {
+        Err(error) if error.raw_os_error() == Some(libc::EINTR) => 0,
+        count => count?,
+    };
+    Ok(events[..count]
+        .iter()
+        .map(|event| {
+            let bits = event.events as i32;
+            Event {
+                token: event.u64,
+                readable: bits & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0,
+                writable: bits & libc::EPOLLOUT != 0,
+                closed: bits & (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) != 0,
+            }
+        })
+        .collect())
 }
 
 impl std::os::fd::AsFd for Epoll {

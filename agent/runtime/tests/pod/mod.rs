@@ -74,6 +74,7 @@ impl Pod {
             .arg("monitor")
             .arg("--dir")
             .arg(&directory)
+            .envs([runtime::monitor::ALLOCATOR])
             .spawn()
             .unwrap();
         let pod = Pod {
@@ -105,6 +106,10 @@ impl Pod {
 
     pub(super) fn raw(&self) -> UnixStream {
         UnixStream::connect(self.directory().join("monitor.sock")).unwrap()
+    }
+
+    pub(super) fn monitor_pid(&self) -> u32 {
+        self.child.borrow().id()
     }
 
     pub(super) fn monitor_log(&self) -> String {
