@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use runtime::monitor::frame::{self, Decoder, FrameError, HEADER_BYTES, Stream};
 use runtime::monitor::protocol::{PodState, Reply, Request};
-use runtime::monitor::{LOG, SECCOMP_CACHE, SOCKET, SPEC};
+use runtime::monitor::{ALLOCATOR, LOG, SECCOMP_CACHE, SOCKET, SPEC};
 use runtime::spec::{ContainerSpec, SandboxSpec};
 use rustix::fs::inotify;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -312,6 +312,7 @@ pub(super) fn start(
         .arg(directory)
         .env_clear()
         .env(SECCOMP_CACHE, cache)
+        .envs([ALLOCATOR])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
