@@ -12,6 +12,12 @@ use tests::{Cluster, can_run, kernel, wait_for};
 const ROUNDS: usize = 15;
 /// At most this part of podman's time.
 const BUDGET: f64 = 0.3;
+/// How long nothing is done before memory is read: an agent gives back what work has left every half minute.
+const QUIET: Duration = Duration::from_secs(35);
+/// A monitor does so after a second.
+const MONITOR_QUIET: Duration = Duration::from_secs(3);
+/// Monitors that share their program's pages.
+const MONITORS: usize = 4;
 
 fn main() {
     if !can_run("apply_vs_podman", &["ip", "nft", "podman"]) {
@@ -217,45 +223,75 @@ impl Drop for Podman {
     }
 }
 
-/// Proportional set size of a process in KiB.
-fn pss(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find(|line| line.starts_with("Pss:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+/// KiB that a process holds: as shared out among those who map the same pages, and its own alone.
+struct Held {
+    shared_out: u64,
+    private: u64,
 }
 
-/// What each process holds with one pod on the node.
-fn idle(cluster: &Cluster) {
+impl Held {
+    fn of(pid: i32) -> Self {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+            .expect("smaps_rollup of a running process");
+        let of = |key: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key))
+                .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+                .expect("a number of KiB")
+        };
+        Self {
+            shared_out: of("Pss:"),
+            private: of("Private_Dirty:"),
+        }
+    }
+}
+
+/// The monitor of a pod.
+fn monitor(cluster: &Cluster, pod: &str) -> i32 {
     cluster.ok(&[
         "run",
         "--name",
-        "idle",
+        pod,
         "--command",
         "hello:1",
         "--",
         "sleep",
         "3600",
     ]);
-    let pod = cluster.ready("idle");
+    let pod = cluster.ready(pod);
     let uid = pod["metadata"]["uid"].as_str().expect("a uid");
-    let monitor = wait_for("the pod's monitor", Duration::from_secs(5), || {
+    wait_for("the pod's monitor", Duration::from_secs(5), || {
         kernel::processes().into_iter().find(|pid| {
             let line = kernel::command_line(*pid);
             line.first()
                 .is_some_and(|word| word.ends_with("bulkhead-runtime"))
                 && line.iter().any(|word| word.contains(uid))
         })
-    });
+    })
+}
+
+/// What each process holds when nothing happens, with one pod on the node; then a monitor beside others.
+fn idle(cluster: &Cluster) {
+    let first = monitor(cluster, "idle-0");
+    std::thread::sleep(QUIET); // what is measured is a time without work
     for (what, pid, budget) in [
         ("agent", cluster.process("node-1").pid, 12 << 10),
         ("controller", cluster.process("controller-1").pid, 25 << 10),
-        ("monitor", monitor, 300),
+        ("monitor", first, 300),
     ] {
-        let held = pss(pid).expect("smaps_rollup of a running process");
+        let Held { shared_out, private } = Held::of(pid);
         println!(
-            "{what:<10} holds {held:>6} KiB (PSS), budget {budget} KiB: {:.2}",
-            held as f64 / f64::from(budget)
+            "{what:<10} holds {shared_out:>6} KiB (PSS; private {private}), budget {budget} KiB: {:.2}",
+            shared_out as f64 / f64::from(budget)
         );
     }
-    cluster.ok(&["delete", "pod/idle"]);
+    for number in 1..MONITORS {
+        monitor(cluster, &format!("idle-{number}"));
+    }
+    std::thread::sleep(MONITOR_QUIET);
+    let Held { shared_out, private } = Held::of(first);
+    println!("monitor    holds {shared_out:>6} KiB (PSS; private {private}) as one of {MONITORS}");
+    for number in 0..MONITORS {
+        cluster.ok(&["delete", &format!("pod/idle-{number}")]);
+    }
 }
