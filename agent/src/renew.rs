@@ -10,7 +10,7 @@ use crate::identity::{IdentityError, Request};
 use crate::link::{Link, random};
 
 /// The clock of the wall is looked at this often: it may be set, and sleep does not count the time of a suspended machine.
-const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// After a failure; half a certificate's life is hours.
 const RETRY: Duration = Duration::from_secs(60);
 /// How long a controller may take to sign.

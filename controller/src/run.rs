@@ -24,7 +24,7 @@ use crate::events::Events;
 use crate::leases::{self, Leases, Renewals};
 use crate::metrics::{self, Gauges, Sources};
 use crate::raft::{MemberId, Node, NodeConfig, StartError};
-use crate::security::ca::{Authority, SHORT_LIFE};
+use crate::security::ca::Authority;
 use crate::security::join::JoinService;
 use crate::security::listen::{self, CONNECTION_AGE_MAX};
 use crate::security::live::ClientAuth;
@@ -46,8 +46,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const PROMOTE_INTERVAL: Duration = Duration::from_millis(500);
 /// It asks once it lags by no more than this many entries.
 const PROMOTE_LAG_MAX: u64 = 100;
-/// Own certificate: again after a failure.
-const RENEW_RETRY: Duration = Duration::from_secs(60);
 
 /// Settings of the process.
 #[derive(Clone, Debug)]
@@ -156,24 +154,9 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         tokio::spawn(note_beginning(node.clone(), places.clone(), identity.clone()));
     }
     let renewal = tokio::spawn({
-        let (authority, live, identity) = (authority.clone(), live.clone(), identity.clone());
-        async move {
-            let mut pause = SHORT_LIFE / 2;
-            loop {
-                tokio::time::sleep(pause).await;
-                let renewed = authority
-                    .issue(&member_subject(&identity), unix_now())
-                    .map_err(|cause| cause.to_string())
-                    .and_then(|issued| live.replace(&issued).map_err(|cause| cause.to_string()));
-                pause = match renewed {
-                    Ok(()) => SHORT_LIFE / 2,
-                    Err(cause) => {
-                        tracing::error!(%cause, "failed to renew the own certificate");
-                        RENEW_RETRY
-                    }
-                };
-            }
-        }
+        let (authority, subject) = (authority.clone(), member_subject(&identity));
+        live.clone()
+            .keep(move |now| authority.issue(&subject, now), unix_now)
     });
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
     let mut loops = JoinSet::new();

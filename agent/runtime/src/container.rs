@@ -5,6 +5,7 @@
 
 mod child;
 mod copyup;
+mod filesystem;
 mod mounts;
 mod options;
 mod plan;

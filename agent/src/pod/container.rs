@@ -18,6 +18,7 @@ use super::files::{self, FileError, Owner, Paths};
 use super::record;
 use super::resources::{self, ResourceError};
 use super::security::{self, Ids, SecurityError};
+use super::selinux::{self, Labels};
 use super::spec;
 use super::volume::{self, VolumeError, Volumes};
 use crate::image::Image;
@@ -87,13 +88,12 @@ pub(super) struct Built {
 }
 
 /// Whom files of a pod belong to.
-pub(super) fn owner(spec: &PodSpec, slot: &Slot) -> Owner {
+pub(super) fn owner(spec: &PodSpec, slot: &Slot) -> Result<Owner, SecurityError> {
     let users = slot.ids.filter(|_| spec::has_users(spec));
-    let label = security::selinux_enabled().then(|| security::labels(spec, None, slot.categories).files);
-    Owner {
+    Ok(Owner {
         root: users.map_or(0, |range| range.start),
-        label,
-    }
+        label: selinux::shared(spec, slot.categories)?,
+    })
 }
 
 /// Logs of a container.
@@ -110,7 +110,13 @@ impl Build<'_> {
         let default = PodSpec::default();
         let pod_spec = self.pod.spec.as_ref().unwrap_or(&default);
         let id = record::run_id(&self.container.name, self.number);
-        let owner = owner(pod_spec, &self.slot);
+        let owner = owner(pod_spec, &self.slot)?;
+        let labels = selinux::labels(pod_spec, self.container, self.slot.categories)?;
+        // Of what is this run's alone.
+        let own = Owner {
+            label: labels.as_ref().map(|labels| labels.files.clone()),
+            ..owner.clone()
+        };
         let host_ip = self.settings.node_address.to_string();
         let pod_ip = match self.slot.address.filter(|_| !pod_spec.host_network) {
             Some(address) => address.to_string(),
@@ -152,10 +158,10 @@ impl Build<'_> {
         files::make_dir(&directory, 0o711)?;
         files::make_dir(&upper, 0o755)?;
         files::make_dir(&work, 0o700)?;
-        owner.mark(&upper)?;
-        owner.mark(&work)?;
+        own.mark(&upper)?;
+        own.mark(&work)?;
         let message = self.paths.termination(&id);
-        files::message_file(&message, &owner, ids.uid, ids.gid)?;
+        files::message_file(&message, &own, ids.uid, ids.gid)?;
         let logs = log_dir(self.settings, self.pod, self.uid, &self.container.name);
         fs::create_dir_all(&logs).map_err(files::failed("create", &logs))?;
 
@@ -165,11 +171,12 @@ impl Build<'_> {
         if let Some(cwd) = &cwd
             && !mounts.iter().any(|mount| cwd.starts_with(mount.destination()))
         {
-            make_cwd(&self.lowers, &upper, cwd, &owner)?;
+            make_cwd(&self.lowers, &upper, cwd, &own)?;
         }
         let mut config = defaults::spec();
         self.process(&mut config, pod_spec, args, environment.lines(), &ids, cwd)?;
         self.rights(&mut config, pod_spec, &id)?;
+        label(&mut config, labels);
         config.set_mounts(Some(merge(config.mounts().clone().unwrap_or_default(), mounts)));
         let spec = ContainerSpec {
             id: id.clone(),
@@ -236,10 +243,6 @@ impl Build<'_> {
             )));
         let app_armor = security::app_armor(pod_spec, self.container, security::app_armor_enabled())?;
         process.set_apparmor_profile(app_armor);
-        if security::selinux_enabled() {
-            let labels = security::labels(pod_spec, Some(self.container), self.slot.categories);
-            process.set_selinux_label(Some(labels.process));
-        }
         config.set_process(Some(process));
         if context.and_then(|context| context.read_only_root_filesystem) == Some(true) {
             let mut root = Root::default();
@@ -280,10 +283,6 @@ impl Build<'_> {
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
             linux.set_namespaces(Some(namespaces));
         }
-        if security::selinux_enabled() {
-            let labels = security::labels(pod_spec, Some(self.container), self.slot.categories);
-            linux.set_mount_label(Some(labels.files));
-        }
         linux
             .set_cgroups_path(Some(self.settings.pod_cgroup(self.uid).join(id)))
             .set_resources(Some(resources))
@@ -303,6 +302,17 @@ impl Build<'_> {
         }
         Ok(())
     }
+}
+
+/// Puts the SELinux labels, if there are any, where the runtime reads them.
+fn label(config: &mut Spec, labels: Option<Labels>) {
+    let Some(labels) = labels else { return };
+    let mut process = config.process().clone().unwrap_or_default();
+    process.set_selinux_label(Some(labels.process));
+    config.set_process(Some(process));
+    let mut linux = config.linux().clone().unwrap_or_default();
+    linux.set_mount_label(Some(labels.files));
+    config.set_linux(Some(linux));
 }
 
 /// /etc/hosts and its like, and the file for last words; a manifest's own mounts take their place.

@@ -212,12 +212,12 @@ fn owners_are_the_pods_own_ids() {
         }),
         ..Slot::default()
     };
-    assert_eq!(owner(&PodSpec::default(), &slot).root, 100_000);
+    assert_eq!(owner(&PodSpec::default(), &slot).unwrap().root, 100_000);
     let host = PodSpec {
         host_users: Some(true),
         ..PodSpec::default()
     };
-    assert_eq!(owner(&host, &slot).root, 0);
+    assert_eq!(owner(&host, &slot).unwrap().root, 0);
 }
 
 #[test]

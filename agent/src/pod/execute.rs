@@ -14,7 +14,7 @@ use super::files;
 use super::monitor::{self, Client, MonitorError};
 use super::plan::Step;
 use super::volume::Volumes;
-use super::{container, security, spec};
+use super::{container, selinux, spec};
 use crate::network::PodNet;
 
 /// Kubernetes' words for what failed.
@@ -84,7 +84,7 @@ impl Actor {
     async fn allot(&mut self) -> Result<(), Trouble> {
         let pod = self.pod()?;
         let pod_spec = pod.spec.clone().unwrap_or_default();
-        let want = spec::want(&pod_spec, security::selinux_enabled());
+        let want = spec::want(&pod_spec, selinux::is_enabled());
         let (node, uid) = (Arc::clone(&self.node), self.uid.clone());
         let slot = blocking(move || node.ledger.allot(&uid, want)).await?;
         let slot = slot.map_err(|error| trouble(SANDBOX, "Failed to create pod sandbox")(&error))?;
@@ -145,6 +145,7 @@ impl Actor {
             let default = Default::default();
             let pod_spec = pod.spec.as_ref().unwrap_or(&default);
             let owner = container::owner(pod_spec, &slot);
+            let owner = owner.map_err(|error| trouble(MOUNT, "MountVolume.SetUp failed")(&error))?;
             let files_failed = |error: files::FileError| trouble(MOUNT, "MountVolume.SetUp failed")(&error);
             if fresh {
                 files::remove_tree(&paths.runs()).map_err(files_failed)?;

@@ -3,12 +3,14 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::mount::{MntFlags, umount2};
 use proto::v1::Pod;
+use rustix::fs::XattrFlags;
 
 use super::spec;
 use crate::settings::Settings;
@@ -136,12 +138,22 @@ impl Owner {
 
     /// Labels a file or directory.
     pub(super) fn mark(&self, path: &Path) -> Result<(), FileError> {
+        self.label_by(|label, flags| rustix::fs::lsetxattr(path, SELINUX, label, flags))
+            .map_err(failed("label", path))
+    }
+
+    /// Labels what is open, by O_PATH too, which fsetxattr(2) does not take.
+    pub(super) fn mark_open(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        self.label_by(|label, flags| rustix::fs::setxattr(path, SELINUX, label, flags))
+    }
+
+    fn label_by(&self, set: impl FnOnce(&[u8], XattrFlags) -> rustix::io::Result<()>) -> io::Result<()> {
         let Some(label) = &self.label else { return Ok(()) };
-        let flags = rustix::fs::XattrFlags::empty();
-        match rustix::fs::lsetxattr(path, SELINUX, label.as_bytes(), flags) {
+        match set(label.as_bytes(), XattrFlags::empty()) {
             // A file system without labels has one for all of it.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-            Err(error) => Err(failed("label", path)(error.into())),
+            Err(error) => Err(error.into()),
         }
     }
 }

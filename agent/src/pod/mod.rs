@@ -26,6 +26,7 @@ mod record;
 mod resources;
 mod runs;
 mod security;
+mod selinux;
 mod spec;
 mod status;
 mod view;

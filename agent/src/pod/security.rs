@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, LinuxSeccomp};
-use proto::v1::{Container, PodSpec, SeLinuxOptions, SeccompProfile};
+use proto::v1::{Container, PodSpec, SeccompProfile};
 use runtime::capability;
 
 use crate::image::{User, UserError};
@@ -33,6 +33,15 @@ pub(super) enum SecurityError {
     Capability { name: String },
     #[error("this node has no AppArmor")]
     NoAppArmor,
+    #[error("seLinuxOptions: this node has no SELinux")]
+    NoSeLinux,
+    #[error(
+        "this node's SELinux policy does not know `{label}`; deploy/selinux has a policy for distributions without one \
+         for containers"
+    )]
+    Label { label: String },
+    #[error("this node's SELinux policy does not let containers run as `{label}`")]
+    Domain { label: String },
 }
 
 /// Ids inside.
@@ -205,57 +214,9 @@ pub(super) fn app_armor(
     }
 }
 
-/// Whether the kernel has SELinux on.
-pub(super) fn selinux_enabled() -> bool {
-    Path::new("/sys/fs/selinux/enforce").exists()
-}
-
 /// Whether the kernel has AppArmor on.
 pub(super) fn app_armor_enabled() -> bool {
     std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
-}
-
-/// Labels of a container's process and of its files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Labels {
-    pub(super) process: String,
-    pub(super) files: String,
-}
-
-/// The SELinux labels: `container_t` with the pod's own pair of categories, unless asked for otherwise.
-pub(super) fn labels(
-    spec: &PodSpec,
-    container: Option<&Container>,
-    categories: Option<(u16, u16)>,
-) -> Labels {
-    let of_pod = spec
-        .security_context
-        .as_ref()
-        .and_then(|context| context.se_linux_options.as_ref());
-    let of_container = container
-        .and_then(|container| container.security_context.as_ref())
-        .and_then(|context| context.se_linux_options.as_ref());
-    let given = of_container.or(of_pod);
-    let or = |field: fn(&SeLinuxOptions) -> &String, default: &str| {
-        let text = given.map(field).filter(|text| !text.is_empty());
-        text.cloned().unwrap_or_else(|| default.to_owned())
-    };
-    let privileged = container.is_some_and(is_privileged);
-    let level = match categories {
-        Some((low, high)) if !privileged => format!("s0:c{low},c{high}"),
-        _ => "s0".to_owned(),
-    };
-    let level = or(|options| &options.level, &level);
-    let user = or(|options| &options.user, "system_u");
-    let role = or(|options| &options.role, "system_r");
-    let kind = or(
-        |options| &options.r#type,
-        if privileged { "spc_t" } else { "container_t" },
-    );
-    Labels {
-        process: format!("{user}:{role}:{kind}:{level}"),
-        files: format!("system_u:object_r:container_file_t:{level}"),
-    }
 }
 
 #[cfg(test)]
@@ -354,19 +315,6 @@ mod tests {
         assert!(!sets(&[], &["CHOWN"]).contains(&Capability::Chown));
         let most = sets(&["ALL"], &["SYS_ADMIN"]);
         assert_eq!(most.len(), capability::ALL.len() - 1);
-    }
-
-    #[test]
-    fn labels_carry_the_pods_own_categories() {
-        let labels = labels(&PodSpec::default(), None, Some((5, 900)));
-        assert_eq!(labels.process, "system_u:system_r:container_t:s0:c5,c900");
-        assert_eq!(labels.files, "system_u:object_r:container_file_t:s0:c5,c900");
-        let privileged = with(SecurityContext {
-            privileged: Some(true),
-            ..SecurityContext::default()
-        });
-        let labels = super::labels(&PodSpec::default(), Some(&privileged), Some((5, 900)));
-        assert_eq!(labels.process, "system_u:system_r:spc_t:s0");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::identity::{ADMINS, MEMBERS, NODES, member_server_name};
 use crate::raft::types::MemberId;
 
 /// Clocks of nodes may be behind by this much.
-const BACKDATE: Duration = Duration::from_secs(5 * 60);
+pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Of nodes and members, which renew at half of it.
 pub const SHORT_LIFE: Duration = DAY;

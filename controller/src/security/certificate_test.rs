@@ -1,6 +1,7 @@
 //! Real handshakes over loopback: who gets in, who does not, and what a certificate can be made to say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::ClientConfig;
@@ -13,7 +14,7 @@ use tokio_stream::StreamExt;
 use super::ca::{Authority, Issued, SHORT_LIFE, Subject};
 use super::identity::{ADMINS, Authenticated, Identity, member_server_name};
 use super::listen::{self, Caller};
-use super::live::{ClientAuth, LiveCertificate};
+use super::live::{ClientAuth, LOOK_INTERVAL, LiveCertificate};
 use super::unix_now;
 
 fn authority() -> Authority {
@@ -170,6 +171,52 @@ async fn a_new_certificate_is_shown_without_a_restart() {
         key: ca.issue(&member(1), unix_now()).unwrap().key,
     };
     server.live.replace(&mismatched).unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_is_replaced_in_time_whatever_the_clock_does() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const HOUR: u64 = 60 * 60;
+
+    let ca = Arc::new(authority());
+    let start = unix_now();
+    let wall = Arc::new(AtomicU64::new(start));
+    let made = Arc::new(AtomicU64::new(0));
+    let live = LiveCertificate::new(&ca.issue(&member(1), start).unwrap()).unwrap();
+    let keep = live.clone().keep(
+        {
+            let (ca, made) = (ca.clone(), made.clone());
+            move |now| {
+                made.store(now, Ordering::Relaxed);
+                ca.issue(&member(1), now)
+            }
+        },
+        {
+            let wall = wall.clone();
+            move || wall.load(Ordering::Relaxed)
+        },
+    );
+    let task = tokio::spawn(keep);
+    // A minute of the machine passes, and as much of the wall's clock as it was set: when was the last one made?
+    let at = async |seconds: u64| {
+        wall.store(seconds, Ordering::Relaxed);
+        tokio::time::sleep(LOOK_INTERVAL + Duration::from_secs(1)).await;
+        made.load(Ordering::Relaxed)
+    };
+    assert_eq!(at(start + 11 * HOUR).await, 0, "in the first half of its life");
+    let before = shown(&live);
+    assert_eq!(at(start + 13 * HOUR).await, start + 13 * HOUR);
+    assert_ne!(shown(&live), before, "the new one is shown");
+    assert_eq!(at(start + 24 * HOUR).await, start + 13 * HOUR);
+    assert_eq!(at(start + 26 * HOUR).await, start + 26 * HOUR);
+    // Set back: the one that is shown has not begun yet.
+    assert_eq!(at(start).await, start);
+    task.abort();
+}
+
+/// The bytes of the certificate that a listener would show.
+fn shown(live: &LiveCertificate) -> Vec<u8> {
+    live.0.load().cert[0].to_vec()
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Our own certificate, replaced while connections are open: new ones show the new one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rpc::tls::TlsError;
@@ -10,11 +11,28 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
-use super::ca::Issued;
+use super::ca::{BACKDATE, CaError, Issued, SHORT_LIFE};
+
+/// The clock of the wall is looked at this often: it may be set, and sleep does not count the time of a suspended machine.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Why the certificate that is shown is still the old one.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error(transparent)]
+    Issue(#[from] CaError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// After half of its life, and where the clock was set back to before it begins.
+fn is_due(made: u64, now: u64) -> bool {
+    now >= made + SHORT_LIFE.as_secs() / 2 || now + BACKDATE.as_secs() < made
+}
 
 /// A certificate with its key that can be exchanged.
 #[derive(Debug, Clone)]
-pub struct LiveCertificate(Arc<ArcSwap<CertifiedKey>>);
+pub struct LiveCertificate(pub(super) Arc<ArcSwap<CertifiedKey>>);
 
 /// Whether a listener lets callers in who show no certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +68,26 @@ impl LiveCertificate {
     pub fn replace(&self, issued: &Issued) -> Result<(), TlsError> {
         self.0.store(Arc::new(certified(issued)?));
         Ok(())
+    }
+
+    /// Replaces it in time by what `issue` makes, until the task is dropped. The first one was made just now.
+    pub async fn keep(self, issue: impl Fn(u64) -> Result<Issued, CaError>, clock: impl Fn() -> u64) {
+        let renew = |now| -> Result<(), RenewError> { Ok(self.replace(&issue(now)?)?) };
+        let mut made = clock();
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let now = clock();
+            if !is_due(made, now) {
+                continue;
+            }
+            match renew(now) {
+                Ok(()) => {
+                    made = now;
+                    tracing::info!("the own certificate is renewed");
+                }
+                Err(cause) => tracing::error!(%cause, "failed to renew the own certificate; trying again"),
+            }
+        }
     }
 
     /// For a listener that shows this certificate and trusts callers of this CA.

@@ -10,6 +10,7 @@ use sys::path::Resolve;
 use sys::process::CloneArgs;
 use sys::{cred, fd, mount, path, process, socket, tty};
 
+use super::filesystem;
 use super::recipe::{MountPlan, Plan, ProcessPlan, RootPlan, StdioPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
 
@@ -215,12 +216,13 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(),
             options,
             attributes,
             propagation,
+            label,
         } => {
             let target = at(Step::Target, index, make_target(root, &plan.target, true))?;
             let tree = at(
                 Step::MakeFilesystem,
                 index,
-                make_filesystem(fstype, options, *attributes),
+                filesystem::make(fstype, options, *attributes, label.as_deref()),
             )?;
             at(
                 Step::AttachMount,
@@ -249,21 +251,6 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(),
             )
         }
     }
-}
-
-fn make_filesystem(
-    fstype: &CStr,
-    options: &[(CString, Option<CString>)],
-    attributes: u64,
-) -> io::Result<OwnedFd> {
-    let context = FsContext::open(fstype)?;
-    for (key, value) in options {
-        match value {
-            Some(value) => context.string(key, value)?,
-            None => context.flag(key)?,
-        }
-    }
-    context.mount(attributes)
 }
 
 /// Finds a place; the directory, file or link must be there.

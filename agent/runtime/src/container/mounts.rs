@@ -38,6 +38,8 @@ pub(super) struct Context<'a> {
     pub(super) label: Option<&'a str>,
     /// No network namespace of its own: sysfs shows the host's and may be refused.
     pub(super) host_network: bool,
+    /// No IPC namespace of its own: its message queues are the host's.
+    pub(super) host_ipc: bool,
 }
 
 fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
@@ -206,12 +208,20 @@ fn new(
             value.as_ref().map(|value| string(field, value)).transpose()?,
         ));
     }
-    // Not mqueue: its file system is there with its IPC namespace, and a context at a later mount is EINVAL ("same
-    // superblock, different security settings", Linux security/selinux/hooks.c, selinux_set_mnt_opts).
-    if let Some(label) = context.label
-        && matches!(kind, "tmpfs" | "devpts" | "ramfs")
-    {
-        data.push((c"context".to_owned(), Some(string(field, label)?)));
+    let mut root_label = None;
+    if let Some(label) = context.label {
+        match kind {
+            "tmpfs" | "devpts" | "ramfs" => {
+                data.push((c"context".to_owned(), Some(string(field, label)?)));
+            }
+            // Its file system is there with its IPC namespace, and a context at a later mount is EINVAL ("same superblock,
+            // different security settings", Linux security/selinux/hooks.c, selinux_set_mnt_opts). Queues take the type
+            // of the directory. The host's own is not ours to change.
+            "mqueue" if !context.host_ipc && options.change.set & mount::MOUNT_ATTR_RDONLY == 0 => {
+                root_label = Some(string(field, label)?);
+            }
+            _ => {}
+        }
     }
     Ok(MountPlan {
         target: target(mount.destination(), resolve, None)?,
@@ -220,6 +230,7 @@ fn new(
             options: data,
             attributes: options.change.set,
             propagation: options.propagation.map_or(0, |(flag, _)| flag),
+            label: root_label,
         },
     })
 }
@@ -483,6 +494,7 @@ fn cgroup(
                 options: data,
                 attributes,
                 propagation: 0,
+                label: None,
             }
         } else {
             let directory = host.join(context.cgroup.path().strip_prefix("/").unwrap_or(Path::new("")));
@@ -520,6 +532,7 @@ fn cgroup(
                     options: vec![(c"mode".to_owned(), Some(c"755".to_owned()))],
                     attributes: attributes & !mount::MOUNT_ATTR_RDONLY,
                     propagation: 0,
+                    label: None,
                 },
             });
             for hierarchy in hierarchies {

@@ -79,11 +79,7 @@ pub(super) fn plan(
     let cgroup_namespace = namespaces.made & libc::CLONE_NEWCGROUP as u64 != 0;
     let made = namespaces.made & !(libc::CLONE_NEWCGROUP as u64);
     let own = |kind: i32| made & kind as u64 != 0;
-    let network = own(libc::CLONE_NEWNET)
-        || namespaces
-            .joins
-            .iter()
-            .any(|(_, kind)| *kind == libc::CLONE_NEWNET);
+    let has = |wanted: i32| own(wanted) || namespaces.joins.iter().any(|(_, kind)| *kind == wanted);
     let context = Context {
         root: root.as_fd(),
         users,
@@ -95,7 +91,8 @@ pub(super) fn plan(
         terminal: matches!(stdio, Stdio::Terminal { .. }),
         bundle,
         label,
-        host_network: !network,
+        host_network: !has(libc::CLONE_NEWNET),
+        host_ipc: !has(libc::CLONE_NEWIPC),
     };
     let mounts = mounts::plan(config.mounts().as_deref().unwrap_or_default(), &context)?;
     let covered = |list: &Option<Vec<String>>| -> Result<Vec<_>, StartError> {

@@ -35,6 +35,8 @@ pub(crate) enum What {
         options: Vec<(CString, Option<CString>)>,
         attributes: u64,
         propagation: u64,
+        /// SELinux label of its root directory, where an option cannot say it.
+        label: Option<CString>,
     },
     /// A change of what is there already.
     Change { change: Change, recursive: bool },

@@ -35,18 +35,25 @@ pub(super) fn open(
         here = match open_in(root.as_fd(), &path) {
             Ok(found) => found,
             Err(Errno::NOENT) if writable => {
+                let mut label = None;
                 match mkdirat(&here, name, Mode::from_raw_mode(0o755)) {
                     Ok(()) => {
                         if let Some(owner) = give {
                             let (uid, gid) = (Uid::from_raw(owner.root), Gid::from_raw(owner.root));
                             chownat(&here, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                            label = give;
                         }
                     }
                     // Made meanwhile, or a link into nowhere: the open below tells.
                     Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
-                open_in(root.as_fd(), &path)?
+                let made = open_in(root.as_fd(), &path)?;
+                if let Some(owner) = label {
+                    // A new file has its directory's type but its maker's level: ours, without the pod's categories.
+                    owner.mark_open(made.as_fd())?;
+                }
+                made
             }
             Err(error) => return Err(error.into()),
         };
