@@ -126,13 +126,25 @@ pub enum StartError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Its file system cannot be idmapped into the container's user namespace.
-    #[error("{} cannot be idmapped here: {reason}", .path.display())]
+    /// A volume's file system cannot be idmapped into the container's user namespace.
+    #[error(
+        "{} cannot be idmapped here: its file system has no idmapped mounts; use another volume, or hostUsers: true",
+        .path.display()
+    )]
     Idmap {
-        /// The layer or volume.
+        /// The volume.
         path: PathBuf,
-        /// What may help.
-        reason: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The same of an image's layer.
+    #[error(
+        "{} cannot be idmapped here: its file system has no idmapped mounts; give it a copy owned by the pod's ids",
+        .path.display()
+    )]
+    IdmapLayer {
+        /// The layer.
+        path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },

@@ -28,7 +28,7 @@ use nix::libc;
 use sys::fd::SignalFd;
 
 pub use cleanup::{CleanupError, cleanup};
-pub use container::SECCOMP_CACHE;
+pub use container::{NEEDS_COPY, SECCOMP_CACHE};
 pub use server::MonitorError;
 
 use crate::cgroup::Layout;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proto::v1::Container;
+use runtime::monitor::NEEDS_COPY;
 use runtime::monitor::protocol::{ContainerState, Exit};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -23,8 +24,6 @@ const MESSAGE_BYTES_MAX: u64 = 4_096;
 const START_ERROR: i32 = 128;
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN: i32 = 137;
-/// What a refusal to idmap an image's layer says (runtime, container/rootfs.rs).
-const NEEDS_COPY: &str = "give it a copy owned by the pod's ids";
 
 impl Actor {
     fn one(&self, index: usize) -> Result<Container, Trouble> {
@@ -237,7 +236,7 @@ impl Actor {
     ) -> Result<(), Trouble> {
         let id = record::run_id(&container.name, number);
         let live = self.live.entry(container.name.clone()).or_default();
-        if message.contains(NEEDS_COPY) && !live.shifted {
+        if reason == NEEDS_COPY && !live.shifted {
             live.shifted = true;
             return self.remove_run(&id).await;
         }

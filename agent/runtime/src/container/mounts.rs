@@ -332,7 +332,6 @@ fn idmap(
         .ok_or_else(|| invalid(field, "idmap without mappings and without a user namespace"))?;
     mount::idmap(tree, users, options.idmap == Some(true)).map_err(|error| StartError::Idmap {
         path: source.to_owned(),
-        reason: "its file system has no idmapped mounts; use another volume, or hostUsers: true",
         source: error,
     })?;
     Ok(own)

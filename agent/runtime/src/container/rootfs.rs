@@ -86,9 +86,8 @@ pub(crate) fn overlay(
         if let Some((users, range)) = users
             && !shifted(lower, range)?
         {
-            mount::idmap(tree.as_fd(), users, false).map_err(|source| StartError::Idmap {
+            mount::idmap(tree.as_fd(), users, false).map_err(|source| StartError::IdmapLayer {
                 path: lower.clone(),
-                reason: "its file system has no idmapped mounts; give it a copy owned by the pod's ids",
                 source,
             })?;
         }

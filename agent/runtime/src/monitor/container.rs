@@ -33,6 +33,10 @@ const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// Directory of compiled seccomp filters, in the monitor's environment; without it each start compiles its own.
 pub const SECCOMP_CACHE: &str = "BULKHEAD_SECCOMP_CACHE";
 
+/// Reason of a start that failed because an image's layers can't be idmapped here: with copies that the pod's ids own it
+/// goes well.
+pub const NEEDS_COPY: &str = "LayerNotIdmapped";
+
 /// How containers of a pod are started: they die with their monitor, which alone has their streams and reaps them.
 fn options() -> Options<'static> {
     static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -60,12 +64,13 @@ pub(super) enum OwnError {
 }
 
 impl OwnError {
-    /// The word that Kubernetes has for it.
+    /// The word that Kubernetes has for it, if it has one.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             // The program: what the container was told to run, not how it was built.
             OwnError::Start(StartError::Program { .. } | StartError::Died { .. }) => "StartError",
             OwnError::Start(StartError::Step { .. }) => "RunContainerError",
+            OwnError::Start(StartError::IdmapLayer { .. }) => NEEDS_COPY,
             _ => "CreateContainerError",
         }
     }
