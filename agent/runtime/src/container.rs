@@ -5,6 +5,7 @@
 
 mod child;
 mod copyup;
+mod devices;
 mod mounts;
 mod options;
 mod plan;
@@ -12,6 +13,7 @@ mod program;
 mod recipe;
 mod report;
 mod rootfs;
+mod scheduling;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -28,13 +30,15 @@ use sys::socket;
 pub use sys::tty::Size;
 
 pub(crate) use child::open_proc;
+pub(crate) use options::mount_options;
 pub(crate) use program::{has_variable, home, plan_process};
 pub(crate) use recipe::Plan;
 pub(crate) use report::Failure;
+pub(crate) use scheduling::exec_cpus;
 
 use crate::cgroup::Cgroup;
 use crate::sandbox::Sandbox;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, Rootfs};
 use report::{Record, Step};
 
 /// A directory that every host has, covered for a moment in a container's own mount namespace.
@@ -93,6 +97,9 @@ pub struct Options<'a> {
     pub bundle: Option<&'a Path>,
     /// SIGKILL for the process when its parent, the caller, dies.
     pub die_with_parent: bool,
+    /// What is executed instead of the first argument: as execv(3), path and argv[0] apart. The environment is then the
+    /// configuration's alone.
+    pub program: Option<&'a str>,
 }
 
 /// A process of ours, our child.
@@ -250,6 +257,12 @@ pub fn create(
         plan.process.release = Some(release.into());
         if let (Some(root), true) = (&mut plan.root, hooks.is_some()) {
             root.hooks = true;
+            if let (Rootfs::Bundle, Some(told)) = (&spec.rootfs, spec.config.root()) {
+                // Hooks in the container's mount namespace look for its root where the configuration says, and for
+                // themselves on the host.
+                let bundle = options.bundle.unwrap_or(Path::new("."));
+                root.place = rootfs::c_path(&bundle.join(told.path()))?;
+            }
         }
         match hooks {
             Some(hooks) => launch(plan, &describe(spec), hooks),
@@ -285,8 +298,29 @@ pub enum ReleaseError {
     },
 }
 
+/// A container that was let go: the FIFO, open for writing, whose other end its process closes by exec.
+#[derive(Debug)]
+pub struct Released(fs::File);
+
+impl Released {
+    /// Waits until the process is the program, or has ended.
+    pub fn wait(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        loop {
+            // Nothing asked for: the end of the last reader is always told, as POLLERR.
+            match poll(
+                &mut [PollFd::new(self.0.as_fd(), PollFlags::empty())],
+                PollTimeout::NONE,
+            ) {
+                Err(nix::errno::Errno::EINTR) => {}
+                result => return result.map(drop).map_err(io::Error::from),
+            }
+        }
+    }
+}
+
 /// Lets a created container's process become its program, and removes the FIFO.
-pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
+pub fn release(fifo: &Path) -> Result<Released, ReleaseError> {
     let fail = |source| ReleaseError::Fifo {
         path: fifo.to_owned(),
         source,
@@ -308,7 +342,8 @@ pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
         io::ErrorKind::NotFound => ReleaseError::Gone,
         _ => fail(error),
     })?;
-    sys::fd::write(file.as_fd(), b"0").map(drop).map_err(fail)
+    sys::fd::write(file.as_fd(), b"0").map_err(fail)?;
+    Ok(Released(file))
 }
 
 impl Created {
@@ -516,7 +551,9 @@ impl Explain {
             Step::EnterCgroup => "enter the cgroup".to_owned(),
             Step::OomScore => "set oom_score_adj (lowering it takes CAP_SYS_RESOURCE)".to_owned(),
             Step::RaiseLimit => "raise a resource limit (takes CAP_SYS_RESOURCE)".to_owned(),
+            Step::Affinity => "set the CPUs".to_owned(),
             Step::JoinNamespace => "join a namespace".to_owned(),
+            Step::TimeNamespace => "make a time namespace with its offsets".to_owned(),
             Step::BecomeRoot => "become root of the user namespace".to_owned(),
             Step::Clone => "make the container's namespaces".to_owned(),
             Step::CgroupNamespace => "make a cgroup namespace".to_owned(),
@@ -543,12 +580,16 @@ impl Explain {
             Step::Hooks => "wait for the hooks".to_owned(),
             Step::Pivot => "enter the root file system".to_owned(),
             Step::ReadonlyRoot => "make the root file system read-only".to_owned(),
+            Step::RootPropagation => "set the propagation of the root file system".to_owned(),
             Step::Stdio => "connect the standard streams".to_owned(),
             Step::Label => "set the security label".to_owned(),
             Step::Limit => {
                 let resource = self.limits.get(index).copied().unwrap_or_default();
                 format!("set the resource limit {}", program::rlimit_name(resource))
             }
+            Step::Scheduler => "set the scheduler".to_owned(),
+            Step::IoPriority => "set the I/O priority".to_owned(),
+            Step::MemoryPolicy => "set the memory policy".to_owned(),
             Step::Personality => "set the personality".to_owned(),
             Step::Directory => format!("chdir to cwd ({:?}) set in config.json", self.names.directory),
             Step::DirectoryOutside => {

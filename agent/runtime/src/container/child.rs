@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
-use sys::{cred, fd, mount, path, process, socket, tty};
+use sys::{cred, fd, mount, path, process, schedule, socket, tty};
 
 use super::recipe::{MountPlan, Plan, ProcessPlan, RootPlan, StdioPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
@@ -16,6 +16,21 @@ use super::report::{Failure, Record, Step, at};
 /// The first child: what is done with the host's rights, then joining.
 pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let result = begin(plan).and_then(|()| {
+        // With the host's rights, while the file is still ours: the kernel asks who opened it.
+        let offsets = match &plan.time {
+            Some(_) => Some(at(
+                Step::TimeNamespace,
+                0,
+                path::open(
+                    plan.proc.as_fd(),
+                    c"self/timens_offsets",
+                    O_WRONLY,
+                    0,
+                    Resolve::Free,
+                ),
+            )?),
+            None => None,
+        };
         // CVE-2016-9962: before we become visible to anybody in the namespaces, nobody may trace us or open our files.
         at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
         for (index, (namespace, kind)) in plan.joins.iter().enumerate() {
@@ -27,6 +42,17 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
         }
         if plan.joins_user {
             become_root()?;
+        }
+        if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
+            // For children only, and after joining: it belongs to the container's user namespace.
+            at(Step::TimeNamespace, 1, process::unshare(CLONE_NEWTIME))?;
+            if !text.is_empty() {
+                at(
+                    Step::TimeNamespace,
+                    2,
+                    fd::write(offsets.as_fd(), text.to_bytes()),
+                )?;
+            }
         }
         // CLONE_PARENT: the container is our parent's child. Its exit signal is then ours, so 0 must be given.
         let args = CloneArgs {
@@ -48,6 +74,8 @@ pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     }
 }
 
+/// libc has none for this target.
+const CLONE_NEWTIME: i32 = 0x80;
 const CLONE_PARENT: u64 = nix::libc::CLONE_PARENT as u64;
 
 fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
@@ -65,9 +93,16 @@ fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
 
 /// With the host's rights.
 fn begin(plan: &Plan) -> Result<(), Failure> {
+    if let Some(cpus) = &plan.initial_cpus {
+        at(Step::Affinity, 0, cpus.apply())?;
+    }
     // First of all: what we do is charged to the container. "0" is the writer; it takes no lock (Linux 5.5 and later).
     for (index, tasks) in plan.entry.tasks.iter().enumerate() {
         at(Step::EnterCgroup, index, fd::write(tasks.as_fd(), b"0"))?;
+    }
+    if let Some(cpus) = &plan.final_cpus {
+        // After the cgroup, whose cpuset would have set its own.
+        at(Step::Affinity, 1, cpus.apply())?;
     }
     if let Some(value) = &plan.oom_score_adj {
         at(
@@ -194,6 +229,14 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
             ..Change::default()
         };
         at(Step::ReadonlyRoot, 0, mount::change(root, change, false))?;
+    }
+    if let Some((propagation, recursive)) = plan.root_propagation {
+        // After the pivot, which refuses a shared root.
+        let change = Change {
+            propagation,
+            ..Change::default()
+        };
+        at(Step::RootPropagation, 0, mount::change(root, change, recursive))?;
     }
     Ok(terminal)
 }
@@ -435,6 +478,16 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     }
     if let Some(persona) = plan.personality {
         at(Step::Personality, 0, cred::set_personality(persona))?;
+    }
+    if let Some((class, level)) = plan.io_priority {
+        at(Step::IoPriority, 0, schedule::set_io_priority(class, level))?;
+    }
+    if let Some(policy) = &plan.memory_policy {
+        at(Step::MemoryPolicy, 0, policy.apply())?;
+    }
+    if let Some(scheduler) = plan.scheduler {
+        // Before the rights for it go with the ids and capabilities.
+        at(Step::Scheduler, 0, schedule::set_scheduler(scheduler))?;
     }
     // As root first, as the user may lack the right to pass a parent; as the user below, if only he may.
     let entered = path::chdir(&plan.directory);

@@ -14,7 +14,7 @@ use sys::process::CStrings;
 
 use super::child::open_proc;
 use super::recipe::{Plan, ProcessPlan, StdioPlan};
-use super::{Options, StartError, Stdio, above_stdio, host};
+use super::{Options, StartError, Stdio, above_stdio, host, scheduling};
 use crate::capability;
 use crate::cgroup::Cgroup;
 use crate::seccomp;
@@ -96,17 +96,9 @@ pub(crate) fn plan_process(
     in_user_namespace: bool,
     home: Option<String>,
 ) -> Result<Plan, StartError> {
-    for (field, given) in [
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ] {
-        if given {
-            return Err(invalid(field, "not supported"));
-        }
-    }
     let arguments = process.args().as_deref().unwrap_or_default();
-    let program = arguments.first().filter(|program| !program.is_empty());
+    let program = options.program.or(arguments.first().map(String::as_str));
+    let program = program.filter(|program| !program.is_empty());
     let program = program.ok_or_else(|| invalid("process.args", "must name a program"))?;
     if !process.cwd().is_absolute() {
         return Err(invalid("process.cwd", "must be absolute"));
@@ -146,9 +138,12 @@ pub(crate) fn plan_process(
         proc: open_proc().map_err(host("open /proc"))?,
         oom_score_adj: oom_score_adj(process)?,
         raise,
+        initial_cpus: None,
+        final_cpus: None,
         joins: Vec::new(),
         joins_user: false,
         clone_flags: 0,
+        time: None,
         cgroup_namespace: false,
         root: None,
         process: ProcessPlan {
@@ -162,6 +157,9 @@ pub(crate) fn plan_process(
             umask: user.umask().unwrap_or(0o022),
             limits,
             personality: None,
+            scheduler: scheduling::scheduler(process)?,
+            io_priority: scheduling::io_priority(process)?,
+            memory_policy: None,
             unbound,
             capabilities,
             ambient,

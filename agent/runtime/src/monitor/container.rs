@@ -43,6 +43,7 @@ fn options() -> Options<'static> {
         keep_keyring: false,
         bundle: None,
         die_with_parent: true,
+        program: None,
     }
 }
 
