@@ -344,6 +344,11 @@ fn what_a_killed_create_left_is_deleted_by_force() {
     bundle.succeed(&["delete", "--force", "c"]);
     assert!(!fs::exists(format!("/proc/{pid}/ns/mnt")).unwrap());
     bundle.fail(&["state", "c"]);
+    // Killed before it had anything to record.
+    fs::create_dir(bundle.path().join("state/c")).unwrap();
+    bundle.fail(&["create", "c"]);
+    bundle.succeed(&["delete", "--force", "c"]);
+    bundle.create(&["create", "c"]);
 }
 
 #[test]
@@ -377,4 +382,35 @@ fn features_and_spec_are_whole() {
         config["linux"]["cgroupsPath"] = json!(bundle.cgroup.join("spec"));
     });
     assert_eq!(bundle.run(0), "hello\n");
+}
+
+#[test]
+fn commands_at_once_on_one_container_are_one_after_the_other() {
+    let bundle = Bundle::new("serial", "exec sleep 1000");
+    let at_once = |arguments: &[&str]| -> usize {
+        let children: Vec<_> = (0..4)
+            .map(|_| {
+                bundle
+                    .command(arguments)
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        let ended = children
+            .into_iter()
+            .map(|mut child| child.wait().unwrap().success());
+        ended.filter(|good| *good).count()
+    };
+    assert_eq!(at_once(&["create", "c"]), 1);
+    assert_eq!(at_once(&["start", "c"]), 1);
+    bundle.wait_status("running");
+    assert_eq!(at_once(&["pause", "c"]), 1);
+    assert_eq!(at_once(&["resume", "c"]), 1);
+    bundle.succeed(&["kill", "c", "KILL"]);
+    bundle.wait_status("stopped");
+    assert_eq!(at_once(&["delete", "c"]), 1);
+    assert_eq!(fs::read_dir(bundle.path().join("state")).unwrap().count(), 0);
 }

@@ -6,6 +6,7 @@ mod bundle;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use bundle::Bundle;
@@ -324,6 +325,12 @@ fn limits_that_the_machine_lacks_are_refused_by_name() {
         let said = bundle.fail(&["run", "c"]);
         assert!(said.contains(word), "{resources}: {said}");
     }
+    bundle.change(|config| {
+        config["linux"]["resources"] = Value::Null;
+        config["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
+    });
+    assert!(bundle.fail(&["run", "c"]).contains("linux.uidMappings"));
+    bundle.change(|config| config["linux"]["uidMappings"] = Value::Null);
     for (field, value) in [
         ("intelRdt", json!({ "closID": "x" })),
         ("netDevices", json!({ "eth0": { "name": "x" } })),
@@ -334,5 +341,68 @@ fn limits_that_the_machine_lacks_are_refused_by_name() {
         });
         assert!(bundle.fail(&["run", "c"]).contains(&format!("linux.{field}")));
         bundle.change(|config| config["linux"][field] = Value::Null);
+    }
+}
+
+/// config-linux.md, Seccomp, `listenerPath`, and The Container Process State.
+#[test]
+fn a_seccomp_listener_goes_to_its_supervisor() {
+    let bundle = Bundle::new("notify", "mkdir /made; echo after");
+    let path = bundle.path().join("supervisor");
+    let listener = UnixListener::bind(&path).unwrap();
+    bundle.change(|config| {
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": path,
+            "listenerMetadata": "words",
+            "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+        });
+    });
+    for privileges in [true, false] {
+        bundle.change(|config| config["process"]["noNewPrivileges"] = json!(!privileges));
+        bundle.create(&["create", "c"]);
+        let (socket, _) = listener.accept().unwrap();
+        let mut buffer = [0; 16384];
+        let (count, fds) = sys::socket::recv_fds(std::os::fd::AsFd::as_fd(&socket), &mut buffer).unwrap();
+        let mut text = buffer[..count].to_vec();
+        std::io::Read::read_to_end(&mut { socket }, &mut text).unwrap();
+        let told: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(
+            (&told["fds"], &told["metadata"]),
+            (&json!(["seccompFd"]), &json!("words"))
+        );
+        assert_eq!(
+            (&told["state"]["id"], &told["state"]["status"]),
+            (&json!("c"), &json!("creating"))
+        );
+        assert!(
+            told["pid"].as_i64().unwrap() > 1 && told["pid"] == told["state"]["pid"],
+            "{told}"
+        );
+        let number = std::os::fd::AsRawFd::as_raw_fd(&fds[0]);
+        let link = fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+        assert_eq!(link.to_str(), Some("anon_inode:seccomp notify"));
+        // Nobody to ask any more: the call does not exist.
+        drop(fds);
+        bundle.succeed(&["start", "c"]);
+        bundle.wait_status("stopped");
+        assert!(
+            bundle.out().contains("not implemented") && bundle.out().ends_with("after\n"),
+            "{}",
+            bundle.out()
+        );
+        bundle.succeed(&["delete", "c"]);
+    }
+    for (field, value) in [
+        ("listenerPath", Value::Null),
+        ("defaultAction", json!("SCMP_ACT_NOTIFY")),
+        (
+            "syscalls",
+            json!([{ "names": ["sendmsg"], "action": "SCMP_ACT_NOTIFY" }]),
+        ),
+    ] {
+        bundle.change(|config| config["linux"]["seccomp"][field] = value);
+        assert!(bundle.fail(&["run", "c"]).contains("linux.seccomp"), "{field}");
     }
 }

@@ -110,6 +110,12 @@ impl Cgroup {
                 let period = period.map_or_else(String::new, |period| format!(" {period}"));
                 write(&file, &format!("{quota}{period}"))?;
             }
+            let real_time = cpu.realtime_runtime().is_some_and(|runtime| runtime != 0);
+            if real_time || cpu.realtime_period().is_some_and(|period| period != 0) {
+                return Err(CgroupError::Unsupported {
+                    what: "realtime scheduling with cgroup v2".into(),
+                });
+            }
         } else {
             if let Some(period) = period {
                 write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string())?;

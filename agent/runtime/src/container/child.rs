@@ -3,15 +3,16 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
-use sys::{cred, fd, mount, path, process, schedule, socket, tty};
+use sys::{cred, fd, mount, path, process, schedule, socket};
 
-use super::recipe::{MountPlan, Plan, ProcessPlan, RootPlan, StdioPlan, Target, What};
+use super::recipe::{MountPlan, Plan, RootPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
+use super::streams::{connect_stdio, open_terminal};
 
 /// The first child: what is done with the host's rights, then joining.
 pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
@@ -129,10 +130,8 @@ fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> 
 }
 
 const O_WRONLY: i32 = nix::libc::O_WRONLY;
-const O_RDONLY: i32 = nix::libc::O_RDONLY;
 const O_PATH: i32 = nix::libc::O_PATH;
 const O_DIRECTORY: i32 = nix::libc::O_DIRECTORY;
-const O_NOFOLLOW: i32 = nix::libc::O_NOFOLLOW;
 const ENOENT: i32 = nix::libc::ENOENT;
 const ENOTDIR: i32 = nix::libc::ENOTDIR;
 const EEXIST: i32 = nix::libc::EEXIST;
@@ -426,48 +425,6 @@ fn make_readonly(root: BorrowedFd<'_>, target: &Target, index: usize) -> Result<
     )
 }
 
-/// Makes a terminal in the container's own devpts, hands its master over, and with `root` mounts its slave on
-/// /dev/console. Without `root` we are inside already.
-fn open_terminal(stdio: &StdioPlan, root: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, Failure> {
-    let StdioPlan::Terminal { socket, size } = stdio else {
-        return Ok(None);
-    };
-    let inside;
-    let from = match root {
-        Some(root) => root,
-        None => {
-            inside = at(
-                Step::Console,
-                0,
-                path::open(path::here(), c"/", O_PATH | O_DIRECTORY, 0, Resolve::Free),
-            )?;
-            inside.as_fd()
-        }
-    };
-    let (master, slave) = at(Step::Console, 1, tty::open_pair(from))?;
-    if let Some(size) = size {
-        at(Step::Console, 2, tty::set_size(master.as_fd(), *size))?;
-    }
-    if let Some(root) = root {
-        // By descriptors on both sides, and no link at the end (CVE-2025-52565).
-        match path::open(root, c"dev/console", O_PATH | O_NOFOLLOW, 0, Resolve::NoLinks) {
-            Ok(console) => {
-                let tree = at(Step::Console, 3, mount::clone_tree(slave.as_fd(), c"", false))?;
-                at(Step::Console, 4, mount::attach(tree.as_fd(), console.as_fd()))?;
-            }
-            Err(error) if error.raw_os_error() == Some(ENOENT) => {}
-            Err(error) => return at(Step::Console, 5, Err(error)),
-        }
-    }
-    // go-runc's and conmon's receivers take the message's text as the terminal's name.
-    at(
-        Step::Console,
-        6,
-        socket::send_fds(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]),
-    )?;
-    Ok(Some(slave))
-}
-
 /// Becomes the process: streams, label, limits, ids, capabilities, filter, program.
 fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Result<(), Failure> {
     let plan = &whole.process;
@@ -495,7 +452,7 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         at(Step::NoNewPrivs, 0, process::set_no_new_privs())?;
     } else if let Some((program, flags)) = &plan.seccomp {
         // Without no_new_privs a filter takes CAP_SYS_ADMIN, which goes below.
-        at(Step::Seccomp, 0, sys::seccomp::load(program, *flags))?;
+        load_filter(plan.listener, program, *flags, status)?;
     }
     for (index, capability) in plan.unbound.iter().enumerate() {
         at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
@@ -529,6 +486,13 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         );
     }
     let program = search(&plan.candidates)?;
+    if plan.no_new_privs
+        && plan.listener
+        && let Some((filter, flags)) = &plan.seccomp
+    {
+        // Here, as the parent of a container that waits for its release is gone afterwards.
+        load_filter(true, filter, *flags, status)?;
+    }
     if let Some(release) = &plan.release {
         at(Step::Ready, 0, Record::Ready.send(status))?;
         let mut byte = [0];
@@ -548,6 +512,7 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         at(Step::CloseFds, 1, fd::keep_on_exec(number as i32))?;
     }
     if plan.no_new_privs
+        && !plan.listener
         && let Some((program, flags)) = &plan.seccomp
     {
         // Last: the program needs nothing of what the filter forbids us.
@@ -557,38 +522,23 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     at(Step::Exec, 0, Err(error))
 }
 
-fn connect_stdio(plan: &ProcessPlan, terminal: Option<OwnedFd>) -> Result<(), Failure> {
-    match (&plan.stdio, terminal) {
-        (StdioPlan::Fds(fds), _) => {
-            for (number, one) in fds.iter().enumerate() {
-                at(Step::Stdio, 1, fd::dup_onto(one.as_fd(), number as i32))?;
-            }
-        }
-        (StdioPlan::Terminal { .. }, Some(slave)) => {
-            at(Step::Stdio, 2, tty::set_controlling(slave.as_fd()))?;
-            // A terminal of ours alone; a device of the host's is never given away.
-            at(
-                Step::Stdio,
-                3,
-                path::chown(slave.as_fd(), c"", plan.uid, TTY_GROUP_KEEP),
-            )?;
-            for number in 0..3 {
-                at(Step::Stdio, 4, fd::dup_onto(slave.as_fd(), number))?;
-            }
-        }
-        (StdioPlan::Terminal { .. }, None) => {
-            return at(
-                Step::Stdio,
-                5,
-                Err(io::Error::from_raw_os_error(nix::libc::ENOTTY)),
-            );
-        }
+/// Loads the filter; one that asks a supervisor has a listener, which goes to the parent.
+fn load_filter(
+    listener: bool,
+    program: &[sys::seccomp::Instruction],
+    flags: u32,
+    status: BorrowedFd<'_>,
+) -> Result<(), Failure> {
+    if !listener {
+        return at(Step::Seccomp, 0, sys::seccomp::load(program, flags));
     }
-    Ok(())
+    let listener = at(Step::Seccomp, 2, sys::seccomp::load_with_listener(program, flags))?;
+    at(
+        Step::Seccomp,
+        3,
+        Record::Listener.send_with(status, listener.as_fd()),
+    )
 }
-
-/// fchownat(2): -1 leaves the group as devpts set it.
-const TTY_GROUP_KEEP: u32 = u32::MAX;
 
 fn write_labels(whole: &Plan) -> Result<(), Failure> {
     if whole.process.labels.is_empty() {
@@ -632,18 +582,4 @@ fn search(candidates: &[CString]) -> Result<&CStr, Failure> {
         Some((index, error)) => at(Step::Find, index, Err(error)),
         None => at(Step::Find, 0, Err(io::Error::from_raw_os_error(ENOENT))),
     }
-}
-
-/// Opens the host's procfs and makes sure that it is one.
-pub(crate) fn open_proc() -> io::Result<OwnedFd> {
-    let proc = path::open(path::here(), c"/proc", O_RDONLY | O_DIRECTORY, 0, Resolve::Free)?;
-    // proc(5): the root directory of a procfs has inode 1.
-    if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
-        return Err(io::Error::from_raw_os_error(nix::libc::EXDEV));
-    }
-    assert!(
-        proc.as_raw_fd() > 2,
-        "a process of ours has its standard streams open"
-    );
-    Ok(proc)
 }

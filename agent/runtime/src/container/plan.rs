@@ -208,6 +208,11 @@ pub(super) fn plan(
 
 /// What the specification may ask for and we do not have: refused, never ignored.
 fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
+    let user = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|one| one.typ() == LinuxNamespaceType::User);
     let given = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         (
@@ -218,6 +223,10 @@ fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
                 .is_some_and(|devices| !devices.is_empty()),
         ),
         ("vm", config.vm().is_some()),
+        (
+            "linux.uidMappings without a user namespace",
+            !user && linux.uid_mappings().as_ref().is_some_and(|maps| !maps.is_empty()),
+        ),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(invalid(field, "not supported")),

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::libc;
@@ -12,7 +12,7 @@ use sys::cred::{self, CapSets, Rlimit};
 use sys::path::{self, Resolve};
 use sys::process::CStrings;
 
-use super::child::open_proc;
+use super::notify::Notify;
 use super::recipe::{Plan, ProcessPlan, StdioPlan};
 use super::{Options, StartError, Stdio, above_stdio, host, scheduling};
 use crate::capability;
@@ -133,6 +133,11 @@ pub(crate) fn plan_process(
         Some(profile) => Some(seccomp::prepare(profile, options.seccomp_cache)?),
         None => None,
     };
+    let notify = profile
+        .map(|profile| Notify::of(profile, options))
+        .transpose()?
+        .flatten();
+    let listener = notify.is_some();
     Ok(Plan {
         entry: cgroup.entry()?,
         proc: open_proc().map_err(host("open /proc"))?,
@@ -142,6 +147,7 @@ pub(crate) fn plan_process(
         final_cpus: None,
         joins: Vec::new(),
         joins_user: false,
+        notify,
         clone_flags: 0,
         time: None,
         cgroup_namespace: false,
@@ -165,6 +171,7 @@ pub(crate) fn plan_process(
             ambient,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             seccomp,
+            listener,
             labels: labels(process)?,
             stdio,
             preserve_fds: options.preserve_fds,
@@ -364,4 +371,24 @@ fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
         }
     }
     Ok(labels)
+}
+
+/// Opens the host's procfs and makes sure that it is one.
+pub(crate) fn open_proc() -> io::Result<OwnedFd> {
+    let proc = path::open(
+        path::here(),
+        c"/proc",
+        libc::O_RDONLY | libc::O_DIRECTORY,
+        0,
+        Resolve::Free,
+    )?;
+    // proc(5): the root directory of a procfs has inode 1.
+    if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EXDEV));
+    }
+    assert!(
+        proc.as_raw_fd() > 2,
+        "a process of ours has its standard streams open"
+    );
+    Ok(proc)
 }

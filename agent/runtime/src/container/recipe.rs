@@ -10,6 +10,7 @@ use sys::process::CStrings;
 use sys::schedule::{Cpus, MemoryPolicy, Scheduler};
 use sys::tty;
 
+use super::notify::Notify;
 use crate::cgroup::Entry;
 
 /// A place below the container's root, component by component so that what is missing can be made.
@@ -105,6 +106,8 @@ pub(crate) struct ProcessPlan {
     /// SIGKILL at the death of the caller of `start`.
     pub(crate) die_with_parent: bool,
     pub(crate) seccomp: Option<(Vec<sys::seccomp::Instruction>, u32)>,
+    /// The filter asks a supervisor: its listener goes to the parent.
+    pub(crate) listener: bool,
     /// File below /proc/thread-self and what to write: the label of the next exec.
     pub(crate) labels: Vec<(CString, CString)>,
     pub(crate) stdio: StdioPlan,
@@ -127,6 +130,8 @@ pub(crate) struct Plan {
     pub(crate) final_cpus: Option<Cpus>,
     /// With the kinds; a user namespace last, as joining the others takes the host's rights or those of their owner.
     pub(crate) joins: Vec<(OwnedFd, i32)>,
+    /// For the parent, whom to give a listener.
+    pub(crate) notify: Option<Notify>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
     /// `CLONE_NEW*` of the container's process.

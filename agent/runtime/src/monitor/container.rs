@@ -44,6 +44,7 @@ fn options() -> Options<'static> {
         bundle: None,
         die_with_parent: true,
         program: None,
+        state: None,
     }
 }
 

@@ -345,8 +345,10 @@ fn in_container(record: &Record, hook: &Hook, input: &File, output: &File) -> Re
         .as_ref()
         .and_then(|linux| linux.seccomp().as_ref());
     let path = hook.path().display().to_string();
+    let state = record.describe(Status::Created);
     let options = Options {
         program: Some(&path),
+        state: Some(&state),
         ..Options::default()
     };
     let target = ExecTarget {

@@ -56,6 +56,11 @@ pub(super) struct Record {
 
 /// Where a created container waits for `start`.
 const FIFO: &str = "exec.fifo";
+const STATE: &str = "state.json";
+/// The next state, until it takes the place of the last.
+const NEW: &str = "state.json.new";
+/// Held by the one command that changes the container.
+const LOCK: &str = "lock";
 
 /// A container's directory, locked.
 #[derive(Debug)]
@@ -89,6 +94,13 @@ impl Directory {
             }
             result => result.map_err(fail("make", &path))?,
         }
+        let file = path.join(LOCK);
+        OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&file)
+            .map_err(fail("make", &file))?;
         Self::lock(path)
     }
 
@@ -104,13 +116,11 @@ impl Directory {
     }
 
     fn lock(path: PathBuf) -> Result<Self, OciError> {
-        let file = path.join("lock");
+        let file = path.join(LOCK);
         loop {
+            // Never made here: in a directory that is being removed it would stay.
             let lock = OpenOptions::new()
-                .create(true)
-                .truncate(false)
                 .write(true)
-                .mode(0o600)
                 .open(&file)
                 .map_err(fail("open", &file))?;
             let lock = Flock::lock(lock, FlockArg::LockExclusive)
@@ -133,8 +143,8 @@ impl Directory {
 
     /// Writes the record: after a crash it is there whole or not at all.
     pub(super) fn write(&self, record: &Record) -> Result<(), OciError> {
-        let path = self.path.join("state.json");
-        let new = self.path.join("state.json.new");
+        let path = self.path.join(STATE);
+        let new = self.path.join(NEW);
         let bytes = serde_json::to_vec(record).map_err(|source| OciError::Json {
             path: path.clone(),
             source,
@@ -157,10 +167,32 @@ impl Directory {
         read(&self.path)
     }
 
-    /// Removes it.
+    /// Removes it; the lock last, so that after a crash on the way somebody can finish.
     pub(super) fn remove(self) -> Result<(), OciError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fail("remove", &self.path)(error)),
+        for name in [FIFO, NEW, STATE, LOCK] {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(fail("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        fs::remove_dir(&self.path).map_err(fail("remove", &self.path))
+    }
+
+    /// Removes what a creator left that ended before it had made the lock; something else stays.
+    pub(super) fn remove_empty(root: &Path, id: &str) -> Result<(), OciError> {
+        let path = root.join(id);
+        match fs::remove_dir(&path) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(fail("remove", &path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -175,7 +207,7 @@ impl Directory {
 }
 
 fn read(directory: &Path) -> Result<Option<Record>, OciError> {
-    let path = directory.join("state.json");
+    let path = directory.join(STATE);
     let text = match fs::read(&path) {
         Err(error)
             if matches!(
@@ -259,6 +291,28 @@ impl Record {
 
     pub(super) fn cgroup(&self) -> Result<Cgroup, OciError> {
         Ok(Cgroup::open(&Layout::detect()?, &self.cgroup)?)
+    }
+
+    /// As long as there is nothing to exec into: what `delete` and hooks need.
+    pub(super) fn outline(&self) -> Record {
+        let mut config = Spec::default();
+        config
+            .set_root(self.config.root().clone())
+            .set_hooks(self.config.hooks().clone())
+            .set_annotations(self.config.annotations().clone())
+            .set_process(None)
+            .set_mounts(None)
+            .set_linux(None);
+        Record {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            creating: self.creating,
+            pid: self.pid,
+            start_time: self.start_time,
+            cgroup: self.cgroup.clone(),
+            created: self.created.clone(),
+            config,
+        }
     }
 
     /// What `state` prints and `list` lists.

@@ -121,7 +121,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
     };
     let directory = Directory::create(&globals.root, id)?;
     // Before anything else is made: should we be killed, `delete --force` finds here what there is to remove.
-    if let Err(error) = directory.write(&record) {
+    if let Err(error) = directory.write(&record.outline()) {
         directory.remove()?;
         return Err(error);
     }
@@ -173,7 +173,9 @@ fn build(
         stdin: true,
     };
     let bundle = record.bundle.clone();
+    let state = record.describe(Status::Creating);
     let options = Options {
+        state: Some(&state),
         preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
         keep_keyring: arguments.is("no-new-keyring"),
         bundle: Some(&bundle),
@@ -188,7 +190,7 @@ fn build(
             start_time(pid).map_err(|error| format!("failed to look at the process: {error}"))?;
         // A hook may ask for the state.
         directory
-            .write(&record)
+            .write(&record.outline())
             .map_err(|error| crate::monitor::chain(&error))?;
         for point in [Point::Prestart, Point::CreateRuntime, Point::CreateContainer] {
             hooks::run(&record, point, Status::Creating).map_err(|error| crate::monitor::chain(&error))?;

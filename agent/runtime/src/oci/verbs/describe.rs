@@ -13,14 +13,15 @@ use super::print;
 use crate::cgroup::Layout;
 use crate::{capability, container, defaults};
 
-/// Of seccomp profiles; without the notifications.
-const ACTIONS: [&str; 8] = [
+/// Of seccomp profiles.
+const ACTIONS: [&str; 9] = [
     "SCMP_ACT_ALLOW",
     "SCMP_ACT_ERRNO",
     "SCMP_ACT_KILL",
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -54,15 +55,12 @@ const ARCHITECTURES: [&str; 19] = [
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
 ];
-const KNOWN_FLAGS: [&str; 4] = [
+const FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_LOG",
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
-/// The last waits for an answer to a notification.
-const FLAGS: [&str; 3] = [KNOWN_FLAGS[0], KNOWN_FLAGS[1], KNOWN_FLAGS[2]];
-
 /// The JSON of the specification's features.md, 1.2.
 pub(super) fn features() -> Result<i32, OciError> {
     // What is compiled in, not what this machine has (features-linux.md: "regardless of the host"): but for cgroups, whose
@@ -83,7 +81,7 @@ pub(super) fn features() -> Result<i32, OciError> {
                 "actions": ACTIONS,
                 "operators": OPERATORS,
                 "archs": ARCHITECTURES,
-                "knownFlags": KNOWN_FLAGS,
+                "knownFlags": FLAGS,
                 "supportedFlags": FLAGS,
             },
             "apparmor": { "enabled": true },

@@ -90,7 +90,7 @@ pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
             return match Directory::open(&globals.root, id) {
                 // Its creation ended before there was anything to record.
                 Ok(directory) => directory.remove().map(|()| 0),
-                Err(OciError::NoContainer { .. }) => Ok(0),
+                Err(OciError::NoContainer { .. }) => Directory::remove_empty(&globals.root, id).map(|()| 0),
                 Err(error) => Err(error),
             };
         }

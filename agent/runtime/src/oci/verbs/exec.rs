@@ -165,7 +165,9 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         .linux()
         .as_ref()
         .and_then(|linux| linux.seccomp().as_ref());
+    let state = record.describe(status);
     let options = Options {
+        state: Some(&state),
         preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
         ..Options::default()
     };
