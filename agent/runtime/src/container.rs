@@ -7,6 +7,7 @@ mod child;
 mod copyup;
 mod devices;
 mod explain;
+mod interfaces;
 mod mounts;
 mod notify;
 mod options;
@@ -389,7 +390,7 @@ pub(crate) fn launch(
     // Our copies would keep the container's mounts alive and its ends of pipes open.
     drop(theirs);
     let explain = Explain::of(&plan, names);
-    let notify = plan.notify.take();
+    let (notify, interfaces) = (plan.notify.take(), std::mem::take(&mut plan.interfaces));
     drop(plan);
     let mut early = VecDeque::new();
     let pid = if first {
@@ -407,7 +408,11 @@ pub(crate) fn launch(
             return Err(host("name a process")(error));
         }
     };
-    match follow(&ours, early, &running, &explain, notify, hooks) {
+    let mut before = |pid: i32| -> Result<(), StartError> {
+        interfaces::give(&interfaces, pid)?;
+        hooks(pid).map_err(StartError::Hook)
+    };
+    match follow(&ours, early, &running, &explain, notify, &mut before) {
         Ok(()) => Ok(running),
         Err(error) => {
             match process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL) {
@@ -460,7 +465,7 @@ fn follow(
     running: &Running,
     explain: &Explain,
     mut notify: Option<Notify>,
-    hooks: &mut dyn FnMut(i32) -> Result<(), String>,
+    hooks: &mut dyn FnMut(i32) -> Result<(), StartError>,
 ) -> Result<(), StartError> {
     let mut at_exec = false;
     loop {
@@ -471,7 +476,7 @@ fn follow(
         let (told, listener) = told.map_or((None, None), |(told, fd)| (Some(told), fd));
         match told {
             Some(Record::Hooks) => {
-                hooks(running.pid).map_err(StartError::Hook)?;
+                hooks(running.pid)?;
                 socket::send(ours.as_fd(), b"0").map_err(host("answer the container's process"))?;
             }
             Some(Record::Listener) => match (notify.take(), listener) {

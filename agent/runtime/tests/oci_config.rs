@@ -333,13 +333,17 @@ fn limits_that_the_machine_lacks_are_refused_by_name() {
     bundle.change(|config| config["linux"]["uidMappings"] = Value::Null);
     for (field, value) in [
         ("intelRdt", json!({ "closID": "x" })),
-        ("netDevices", json!({ "eth0": { "name": "x" } })),
+        ("netDevices", json!({ "no-such": {} })),
     ] {
         bundle.change(|config| {
             config["linux"]["resources"] = Value::Null;
             config["linux"][field] = value;
         });
-        assert!(bundle.fail(&["run", "c"]).contains(&format!("linux.{field}")));
+        let said = bundle.fail(&["run", "c"]);
+        assert!(
+            said.contains("linux.intelRdt") || said.contains("network interface no-such"),
+            "{said}"
+        );
         bundle.change(|config| config["linux"][field] = Value::Null);
     }
 }
@@ -405,4 +409,36 @@ fn a_seccomp_listener_goes_to_its_supervisor() {
         bundle.change(|config| config["linux"]["seccomp"][field] = value);
         assert!(bundle.fail(&["run", "c"]).contains("linux.seccomp"), "{field}");
     }
+}
+
+/// config-linux.md, Network Devices (1.2.1): moved, renamed, up, with MTU and lasting addresses of global scope.
+#[test]
+fn network_devices_are_moved_with_their_addresses() {
+    let bundle = Bundle::new("netdev", "ip -o addr show dev inside; ip -o link show dev inside");
+    // In a network namespace of the test's own: the runtime's is where the device comes from.
+    let binary = env!("CARGO_BIN_EXE_bulkhead-runtime");
+    let set_up = "ip link add outside type dummy && ip link set outside mtu 1234 up && \
+                  ip addr add 10.9.8.7/24 dev outside && ip addr add fd00::7/64 dev outside nodad";
+    let run = |what: &str| {
+        Command::new("unshare")
+            .args(["--net", "sh", "-c", what])
+            .current_dir(bundle.path())
+            .output()
+            .unwrap()
+    };
+    if !run(set_up).status.success() {
+        eprintln!("skipped: network_devices_are_moved_with_their_addresses: no dummy interfaces, or no ip");
+        return;
+    }
+    bundle.change(|config| config["linux"]["netDevices"] = json!({ "outside": { "name": "inside" } }));
+    let out = run(&format!("{set_up} && {binary} --root state run c && ip -o link"));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{out:?}");
+    for word in ["10.9.8.7/24", "fd00::7/64", "mtu 1234", "UP"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(!text.contains("outside"), "{text}");
+    // The host's namespace is not the container's.
+    bundle.change(|config| namespace(config, json!({ "type": "network", "path": "/proc/self/ns/net" })));
+    assert!(bundle.fail(&["run", "c"]).contains("linux.netDevices.outside"));
 }

@@ -12,7 +12,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec}
 use super::mounts::{self, Context, maps};
 use super::program::{c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
-use super::{Options, StartError, Stdio, host, rootfs, scheduling};
+use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
 use crate::sandbox::{self, Sandbox};
 use sys::path;
@@ -135,6 +135,8 @@ pub(super) fn plan(
     if !has_variable(process, "HOME") {
         environment_home = Some(home(root.as_fd(), process.user().uid())?);
     }
+    let own_network = own(libc::CLONE_NEWNET) || namespaces.joins_other(linux, libc::CLONE_NEWNET)?;
+    let interfaces = interfaces::plan(linux, own_network)?;
     let root = RootPlan {
         root,
         place: super::PLACE.to_owned(),
@@ -152,7 +154,7 @@ pub(super) fn plan(
         hostname: name("hostname", config.hostname())?,
         domainname: name("domainname", config.domainname())?,
         sysctls,
-        hooks: false,
+        hooks: !interfaces.is_empty(),
     };
     let in_users = namespaces.user.is_some();
     let mut plan = plan_process(
@@ -195,6 +197,7 @@ pub(super) fn plan(
             LinuxPersonalityDomain::PerLinux32 => 8,
         });
     }
+    plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
     plan.joins_user = namespaces.user.is_some();
     if let Some(user) = namespaces.user {
@@ -215,13 +218,6 @@ fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
         .any(|one| one.typ() == LinuxNamespaceType::User);
     let given = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        (
-            "linux.netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
-        ),
         ("vm", config.vm().is_some()),
         (
             "linux.uidMappings without a user namespace",

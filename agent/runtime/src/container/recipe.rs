@@ -10,6 +10,7 @@ use sys::process::CStrings;
 use sys::schedule::{Cpus, MemoryPolicy, Scheduler};
 use sys::tty;
 
+use super::interfaces::Interface;
 use super::notify::Notify;
 use crate::cgroup::Entry;
 
@@ -132,6 +133,8 @@ pub(crate) struct Plan {
     pub(crate) joins: Vec<(OwnedFd, i32)>,
     /// For the parent, whom to give a listener.
     pub(crate) notify: Option<Notify>,
+    /// For the parent, what to move into the network namespace before the hooks.
+    pub(crate) interfaces: Vec<Interface>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
     /// `CLONE_NEW*` of the container's process.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const APPLETS: &str = "sh sleep cat echo id ls head tail mkdir touch stat date hostname dnsdomainname grep env pwd \
-    mount umount taskset chrt ionice nice true false stty readlink mknod test awk tr wc uname cut dd";
+    mount umount taskset chrt ionice nice true false stty readlink mknod test ip awk tr wc uname cut dd";
 
 pub(crate) struct Bundle {
     pub(crate) temp: TempDir,
