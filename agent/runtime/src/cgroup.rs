@@ -8,6 +8,7 @@ mod devices;
 mod layout;
 mod lifecycle;
 mod limits;
+mod rare;
 mod values;
 
 use std::fs;
@@ -46,6 +47,14 @@ pub enum CgroupError {
         value: Option<String>,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// Already used more than the new limit.
+    #[error("memory limit {limit} is below the {usage} bytes in use")]
+    InUse {
+        /// What was asked.
+        limit: i64,
+        /// What is charged now.
+        usage: u64,
     },
     /// The machine has no such limit.
     #[error("this machine cannot limit {what}")]

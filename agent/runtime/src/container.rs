@@ -5,14 +5,20 @@
 
 mod child;
 mod copyup;
+mod devices;
+mod explain;
 mod filesystem;
+mod interfaces;
 mod mounts;
+mod notify;
 mod options;
 mod plan;
 mod program;
 mod recipe;
 mod report;
 mod rootfs;
+mod scheduling;
+mod streams;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -28,15 +34,21 @@ use sys::socket;
 
 pub use sys::tty::Size;
 
-pub(crate) use child::open_proc;
-pub(crate) use program::{has_variable, home, plan_process};
+pub(crate) use explain::Names;
+pub(crate) use options::mount_options;
+pub(crate) use program::{has_variable, home, open_proc, plan_process};
 pub(crate) use recipe::Plan;
-pub(crate) use report::Failure;
+pub(crate) use scheduling::exec_cpus;
 
 use crate::cgroup::Cgroup;
 use crate::sandbox::Sandbox;
-use crate::spec::ContainerSpec;
-use report::{Record, Step};
+use crate::spec::{ContainerSpec, Rootfs};
+use explain::Explain;
+use notify::Notify;
+use report::Record;
+
+/// What a process said before its helper had introduced it.
+type Early = (Record, Option<OwnedFd>);
 
 /// A directory that every host has, covered for a moment in a container's own mount namespace.
 pub(crate) const PLACE: &std::ffi::CStr = c"/usr";
@@ -94,6 +106,12 @@ pub struct Options<'a> {
     pub bundle: Option<&'a Path>,
     /// SIGKILL for the process when its parent, the caller, dies.
     pub die_with_parent: bool,
+    /// What is executed instead of the first argument: as execv(3), path and argv[0] apart. The environment is then the
+    /// configuration's alone.
+    pub program: Option<&'a str>,
+    /// The container's state as the OCI specification has it, for the supervisor of a seccomp profile with notifications;
+    /// a `pid` of 0 becomes the new process's. None refuses such profiles.
+    pub state: Option<&'a serde_json::Value>,
 }
 
 /// A process of ours, our child.
@@ -263,6 +281,12 @@ pub fn create(
         plan.process.release = Some(release.into());
         if let (Some(root), true) = (&mut plan.root, hooks.is_some()) {
             root.hooks = true;
+            if let (Rootfs::Bundle, Some(told)) = (&spec.rootfs, spec.config.root()) {
+                // Hooks in the container's mount namespace look for its root where the configuration says, and for
+                // themselves on the host.
+                let bundle = options.bundle.unwrap_or(Path::new("."));
+                root.place = rootfs::c_path(&bundle.join(told.path()))?;
+            }
         }
         match hooks {
             Some(hooks) => launch(plan, &describe(spec), hooks),
@@ -298,8 +322,29 @@ pub enum ReleaseError {
     },
 }
 
+/// A container that was let go: the FIFO, open for writing, whose other end its process closes by exec.
+#[derive(Debug)]
+pub struct Released(fs::File);
+
+impl Released {
+    /// Waits until the process is the program, or has ended.
+    pub fn wait(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        loop {
+            // Nothing asked for: the end of the last reader is always told, as POLLERR.
+            match poll(
+                &mut [PollFd::new(self.0.as_fd(), PollFlags::empty())],
+                PollTimeout::NONE,
+            ) {
+                Err(nix::errno::Errno::EINTR) => {}
+                result => return result.map(drop).map_err(io::Error::from),
+            }
+        }
+    }
+}
+
 /// Lets a created container's process become its program, and removes the FIFO.
-pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
+pub fn release(fifo: &Path) -> Result<Released, ReleaseError> {
     let fail = |source| ReleaseError::Fifo {
         path: fifo.to_owned(),
         source,
@@ -321,7 +366,8 @@ pub fn release(fifo: &Path) -> Result<(), ReleaseError> {
         io::ErrorKind::NotFound => ReleaseError::Gone,
         _ => fail(error),
     })?;
-    sys::fd::write(file.as_fd(), b"0").map(drop).map_err(fail)
+    sys::fd::write(file.as_fd(), b"0").map_err(fail)?;
+    Ok(Released(file))
 }
 
 impl Created {
@@ -334,7 +380,7 @@ impl Created {
 
 /// Runs a plan. Whatever goes wrong, no process is left.
 pub(crate) fn launch(
-    plan: Plan,
+    mut plan: Plan,
     names: &Names,
     hooks: &mut dyn FnMut(i32) -> Result<(), String>,
 ) -> Result<Running, StartError> {
@@ -357,6 +403,7 @@ pub(crate) fn launch(
     // Our copies would keep the container's mounts alive and its ends of pipes open.
     drop(theirs);
     let explain = Explain::of(&plan, names);
+    let (notify, interfaces) = (plan.notify.take(), std::mem::take(&mut plan.interfaces));
     drop(plan);
     let mut early = VecDeque::new();
     let pid = if first {
@@ -374,7 +421,11 @@ pub(crate) fn launch(
             return Err(host("name a process")(error));
         }
     };
-    match follow(&ours, early, &running, &explain, hooks) {
+    let mut before = |pid: i32| -> Result<(), StartError> {
+        interfaces::give(&interfaces, pid)?;
+        hooks(pid).map_err(StartError::Hook)
+    };
+    match follow(&ours, early, &running, &explain, notify, &mut before) {
         Ok(()) => Ok(running),
         Err(error) => {
             match process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL) {
@@ -396,14 +447,14 @@ fn introduced(
     ours: &OwnedFd,
     helper: i32,
     explain: &Explain,
-    early: &mut VecDeque<Record>,
+    early: &mut VecDeque<Early>,
 ) -> Result<i32, StartError> {
     let hear = || Record::receive(ours.as_fd()).map_err(host("hear from a helper process"));
     let mut told = hear();
     let ended = process::wait_pid(helper).map_err(host("end a helper process"))?;
     loop {
         match told? {
-            Some(Record::Pid(pid)) => return Ok(pid),
+            Some((Record::Pid(pid), _)) => return Ok(pid),
             Some(record) => early.push_back(record),
             None => break,
         }
@@ -415,7 +466,7 @@ fn introduced(
         told = hear();
     }
     Err(match early.pop_front() {
-        Some(Record::Failed(failure)) => explain.error(failure),
+        Some((Record::Failed(failure), _)) => explain.error(failure),
         _ => StartError::Died { code: ended.code() },
     })
 }
@@ -423,10 +474,11 @@ fn introduced(
 /// Follows a child until it is ready or has become the program.
 fn follow(
     ours: &OwnedFd,
-    mut early: VecDeque<Record>,
+    mut early: VecDeque<Early>,
     running: &Running,
     explain: &Explain,
-    hooks: &mut dyn FnMut(i32) -> Result<(), String>,
+    mut notify: Option<Notify>,
+    hooks: &mut dyn FnMut(i32) -> Result<(), StartError>,
 ) -> Result<(), StartError> {
     let mut at_exec = false;
     loop {
@@ -434,11 +486,16 @@ fn follow(
             Some(record) => Some(record),
             None => Record::receive(ours.as_fd()).map_err(host("hear from the container's process"))?,
         };
+        let (told, listener) = told.map_or((None, None), |(told, fd)| (Some(told), fd));
         match told {
             Some(Record::Hooks) => {
-                hooks(running.pid).map_err(StartError::Hook)?;
+                hooks(running.pid)?;
                 socket::send(ours.as_fd(), b"0").map_err(host("answer the container's process"))?;
             }
+            Some(Record::Listener) => match (notify.take(), listener) {
+                (Some(notify), Some(listener)) => notify.hand_over(running.pid, listener.as_fd())?,
+                _ => return Err(StartError::Died { code: 0 }),
+            },
             Some(Record::Ready) => return Ok(()),
             Some(Record::Exec) => at_exec = true,
             Some(Record::Failed(failure)) => return Err(explain.error(failure)),
@@ -447,13 +504,6 @@ fn follow(
             Some(Record::Pid(_)) | None => return Err(StartError::Died { code: 0 }),
         }
     }
-}
-
-/// Names for messages about a process.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Names {
-    pub(crate) program: String,
-    pub(crate) directory: String,
 }
 
 fn describe(spec: &ContainerSpec) -> Names {
@@ -465,119 +515,6 @@ fn describe(spec: &ContainerSpec) -> Names {
         directory: process
             .map(|process| process.cwd().display().to_string())
             .unwrap_or_default(),
-    }
-}
-
-/// Words for a child's failures, kept when the plan itself goes.
-struct Explain {
-    names: Names,
-    mounts: Vec<String>,
-    masked: Vec<String>,
-    readonly: Vec<String>,
-    sysctls: Vec<String>,
-    limits: Vec<u32>,
-    searched: bool,
-}
-
-impl Explain {
-    fn of(plan: &Plan, names: &Names) -> Explain {
-        let path = |target: &recipe::Target| {
-            target
-                .prefixes
-                .last()
-                .map_or("/".to_owned(), |path| format!("/{}", path.to_string_lossy()))
-        };
-        let root = plan.root.as_ref();
-        Explain {
-            names: names.clone(),
-            mounts: root
-                .iter()
-                .flat_map(|root| &root.mounts)
-                .map(|mount| path(&mount.target))
-                .collect(),
-            masked: root.iter().flat_map(|root| &root.masked).map(path).collect(),
-            readonly: root.iter().flat_map(|root| &root.readonly).map(path).collect(),
-            sysctls: root
-                .iter()
-                .flat_map(|root| &root.sysctls)
-                .map(|(name, _)| name.to_string_lossy().into_owned())
-                .collect(),
-            limits: plan.process.limits.iter().map(|limit| limit.resource).collect(),
-            searched: !names.program.contains('/'),
-        }
-    }
-
-    fn error(&self, failure: Failure) -> StartError {
-        let source = io::Error::from_raw_os_error(failure.errno);
-        let index = failure.index as usize;
-        let of = |list: &[String]| list.get(index).cloned().unwrap_or_default();
-        let action = match failure.step {
-            Step::Find | Step::Exec => {
-                let reason = match failure.errno {
-                    libc::ENOENT if self.searched => "executable file not found in $PATH".to_owned(),
-                    libc::ENOENT => format!("stat {}: no such file or directory", self.names.program),
-                    libc::EACCES => "permission denied".to_owned(),
-                    libc::ENOEXEC => "exec format error".to_owned(),
-                    _ => source.to_string(),
-                };
-                return StartError::Program {
-                    program: self.names.program.clone(),
-                    reason,
-                    source,
-                };
-            }
-            Step::EnterCgroup => "enter the cgroup".to_owned(),
-            Step::OomScore => "set oom_score_adj (lowering it takes CAP_SYS_RESOURCE)".to_owned(),
-            Step::RaiseLimit => "raise a resource limit (takes CAP_SYS_RESOURCE)".to_owned(),
-            Step::JoinNamespace => "join a namespace".to_owned(),
-            Step::BecomeRoot => "become root of the user namespace".to_owned(),
-            Step::Clone => "make the container's namespaces".to_owned(),
-            Step::CgroupNamespace => "make a cgroup namespace".to_owned(),
-            Step::Keyring => "make a session keyring".to_owned(),
-            Step::Signals => "reset the signals".to_owned(),
-            Step::Propagation => "make the mounts private".to_owned(),
-            Step::Loopback => "bring the loopback interface up".to_owned(),
-            Step::Hostname => "set the host name".to_owned(),
-            Step::AttachRoot => "attach the root file system".to_owned(),
-            Step::Target if failure.errno == libc::ELOOP => {
-                format!(
-                    "find {} in the root file system: a symbolic link is in the way",
-                    of(&self.mounts)
-                )
-            }
-            Step::Target => format!("make {} in the root file system", of(&self.mounts)),
-            Step::MakeFilesystem => format!("make the file system for {}", of(&self.mounts)),
-            Step::AttachMount => format!("mount {}", of(&self.mounts)),
-            Step::ChangeMount => format!("set the options of {}", of(&self.mounts)),
-            Step::Console => "make a terminal".to_owned(),
-            Step::Sysctl => format!("set the sysctl {}", of(&self.sysctls)),
-            Step::Mask => format!("mask {}", of(&self.masked)),
-            Step::ReadonlyPath => format!("make {} read-only", of(&self.readonly)),
-            Step::Hooks => "wait for the hooks".to_owned(),
-            Step::Pivot => "enter the root file system".to_owned(),
-            Step::ReadonlyRoot => "make the root file system read-only".to_owned(),
-            Step::Stdio => "connect the standard streams".to_owned(),
-            Step::Label => "set the security label".to_owned(),
-            Step::Limit => {
-                let resource = self.limits.get(index).copied().unwrap_or_default();
-                format!("set the resource limit {}", program::rlimit_name(resource))
-            }
-            Step::Personality => "set the personality".to_owned(),
-            Step::Directory => format!("chdir to cwd ({:?}) set in config.json", self.names.directory),
-            Step::DirectoryOutside => {
-                format!(
-                    "chdir to cwd ({:?}): it lies outside of the container",
-                    self.names.directory
-                )
-            }
-            Step::Ids => "set user and groups".to_owned(),
-            Step::Capabilities => "set the capabilities".to_owned(),
-            Step::NoNewPrivs => "set no_new_privs".to_owned(),
-            Step::Ready => "report to the parent".to_owned(),
-            Step::Seccomp => "load the seccomp filter".to_owned(),
-            Step::CloseFds => "close the other descriptors".to_owned(),
-        };
-        StartError::Step { action, source }
     }
 }
 

@@ -39,7 +39,7 @@ pub fn exec(
         }
     };
     let (kinds, user) = kinds(target.pid).map_err(host("look at the container's namespaces"))?;
-    let home = if container::has_variable(process, "HOME") {
+    let home = if options.program.is_some() || container::has_variable(process, "HOME") {
         None
     } else {
         let path = format!("/proc/{}/root", target.pid);
@@ -48,17 +48,18 @@ pub fn exec(
     };
     let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, user, home)?;
     plan.joins_user = user;
+    (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;
     let pidfd = target
         .pidfd
         .try_clone_to_owned()
         .map_err(host("hold the container's process"))?;
     plan.joins.push((pidfd, kinds));
     let names = Names {
-        program: process
-            .args()
-            .as_ref()
-            .and_then(|args| args.first().cloned())
-            .unwrap_or_default(),
+        program: options
+            .program
+            .or_else(|| Some(process.args().as_ref()?.first()?.as_str()))
+            .unwrap_or_default()
+            .to_owned(),
         directory: process.cwd().display().to_string(),
     };
     container::launch(plan, &names, &mut |_| Ok(()))
@@ -68,7 +69,7 @@ const CLONE_NEWTIME: i32 = 0x80;
 
 /// Which of its namespaces are not ours; whether its user namespace is among them. setns(2) refuses our own user
 /// namespace, and a mount namespace of ours would make the caller's root the process's.
-fn kinds(pid: i32) -> io::Result<(i32, bool)> {
+pub(crate) fn kinds(pid: i32) -> io::Result<(i32, bool)> {
     let mut kinds = 0;
     for (name, flag) in [
         ("user", libc::CLONE_NEWUSER),

@@ -1,7 +1,9 @@
-//! The OCI runtime command line: `bulkhead-runtime create|start|state|kill|delete|run|exec|ps|list|pause|resume|features|spec`,
-//! with the flags, exit codes and words that engines expect of runc. Where to start: `main`, then `verbs`.
+//! The OCI runtime command line: `bulkhead-runtime create|start|state|kill|delete|run|exec|ps|list|pause|resume|update|
+//! events|features|spec`, with the flags, exit codes and words that engines expect of runc. Where to start: `main`, then
+//! `verbs`.
 
 mod arguments;
+mod hooks;
 mod state;
 mod verbs;
 
@@ -18,6 +20,10 @@ pub const SPEC_VERSION: &str = "1.2.0";
 const ROOT: &str = "/run/bulkhead/oci";
 /// Exit code of a failed command; engines look at the text.
 const FAILED: i32 = 1;
+/// Of a verb that there is none of, and of an exec that did not come to its process: runc's.
+const UNKNOWN: i32 = 3;
+const EXEC_FAILED: i32 = 255;
+const SIGKILL: i32 = nix::libc::SIGKILL;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +38,18 @@ pub enum OciError {
         /// Its id.
         id: String,
     },
+    /// There is no such command.
+    #[error("no command {verb:?}: see `bulkhead-runtime --help`")]
+    NoVerb {
+        /// What was said.
+        verb: String,
+    },
+    /// An exec, which has exit codes of its own.
+    #[error("exec failed")]
+    Exec(#[source] Box<OciError>),
+    /// A hook of the configuration.
+    #[error("a hook stopped the container")]
+    Hook(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A file.
     #[error("failed to {action} {}", .path.display())]
     File {
@@ -69,8 +87,34 @@ pub enum OciError {
     Cgroup(#[from] crate::cgroup::CgroupError),
 }
 
+impl OciError {
+    fn exit_code(&self) -> i32 {
+        match self {
+            OciError::NoVerb { .. } => UNKNOWN,
+            OciError::Exec(error) => match &**error {
+                OciError::Start(error) => error.exit_code().unwrap_or(EXEC_FAILED),
+                _ => EXEC_FAILED,
+            },
+            _ => FAILED,
+        }
+    }
+}
+
+impl From<hooks::HookError> for OciError {
+    fn from(error: hooks::HookError) -> Self {
+        OciError::Hook(Box::new(error))
+    }
+}
+
 fn refused(message: impl Into<String>) -> OciError {
     OciError::Refused(message.into())
+}
+
+/// What the global flags say.
+struct Globals {
+    /// Where containers are kept between two commands.
+    root: PathBuf,
+    log: Log,
 }
 
 /// Runs one command and returns its exit code.
@@ -78,63 +122,122 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     let mut log = Log {
         path: None,
         json: false,
+        debug: false,
     };
-    match run(arguments, &mut log) {
+    let result = Arguments::parse(arguments).and_then(|arguments| {
+        log.configure(&arguments)?;
+        let globals = Globals {
+            root: root(&arguments),
+            log: log.clone(),
+        };
+        globals.log.debug(&format!(
+            "{} in {}",
+            arguments.verb.as_deref().unwrap_or("-"),
+            globals.root.display()
+        ));
+        verbs::run(&globals, &arguments)
+    });
+    match result {
         Ok(code) => code,
         Err(error) => {
             log.error(&crate::monitor::chain(&error));
-            FAILED
+            error.exit_code()
         }
     }
 }
 
-/// Where the last words go beside standard error.
+/// As told; of root /run, of another user the directory that his session has for such things.
+fn root(arguments: &Arguments) -> PathBuf {
+    if let Some(root) = arguments.value("root").filter(|root| !root.is_empty()) {
+        return PathBuf::from(root);
+    }
+    let rootless = match arguments.value("rootless") {
+        Some("true") => true,
+        Some("false") => false,
+        _ => !nix::unistd::geteuid().is_root(),
+    };
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| rootless && !directory.is_empty()) {
+        Some(directory) => PathBuf::from(directory).join("bulkhead/oci"),
+        None => PathBuf::from(ROOT),
+    }
+}
+
+/// Where words go beside standard error.
+#[derive(Clone)]
 struct Log {
     path: Option<PathBuf>,
     json: bool,
+    debug: bool,
 }
 
 impl Log {
-    /// One line; with `--log-format json` as containerd's shim reads it. Without a log file, plain on standard error,
-    /// which becomes the engine's error text.
-    fn error(&self, message: &str) {
-        let line = if self.json {
-            let time = jiff::Timestamp::now();
-            serde_json::json!({ "level": "error", "msg": message, "time": format!("{time:.0}") }).to_string()
-        } else {
-            format!("level=error msg={message:?}")
-        };
-        if let Some(path) = &self.path {
-            let written = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
-            if let Err(error) = written {
-                eprintln!("failed to write log {}: {error}", path.display());
+    fn configure(&mut self, arguments: &Arguments) -> Result<(), OciError> {
+        self.path = arguments
+            .value("log")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
+        self.debug = arguments.is("debug");
+        self.json = match arguments.value("log-format") {
+            None | Some("text" | "") => false,
+            Some("json") => true,
+            Some(other) => {
+                return Err(refused(format!(
+                    "unknown log format {other:?}: json and text are known"
+                )));
             }
-        }
+        };
+        Ok(())
+    }
+
+    /// Last words, on standard error too: they become the engine's error text.
+    fn error(&self, message: &str) {
+        let line = self.line("error", message);
+        self.append(&line);
         match (&self.path, self.json) {
             (None, true) => eprintln!("{line}"),
             _ => eprintln!("bulkhead-runtime: {message}"),
         }
     }
-}
 
-fn run(arguments: Vec<OsString>, log: &mut Log) -> Result<i32, OciError> {
-    let arguments = Arguments::parse(arguments)?;
-    log.path = arguments.value("log").map(PathBuf::from);
-    log.json = match arguments.value("log-format") {
-        None | Some("text") => false,
-        Some("json") => true,
-        Some(other) => {
-            return Err(refused(format!(
-                "unknown log format {other:?}: json and text are known"
-            )));
+    fn warn(&self, message: &str) {
+        let line = self.line("warning", message);
+        self.append(&line);
+        if self.path.is_none() {
+            eprintln!("{line}");
         }
-    };
-    let root = arguments
-        .value("root")
-        .map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
-    verbs::run(&root, &arguments)
+    }
+
+    fn debug(&self, message: &str) {
+        if self.debug {
+            let line = self.line("debug", message);
+            self.append(&line);
+            if self.path.is_none() {
+                eprintln!("{line}");
+            }
+        }
+    }
+
+    /// With `--log-format json` as containerd's shim reads it.
+    fn line(&self, level: &str, message: &str) -> String {
+        let time = format!("{:.0}", jiff::Timestamp::now());
+        if self.json {
+            serde_json::json!({ "level": level, "msg": message, "time": time }).to_string()
+        } else {
+            format!("time=\"{time}\" level={level} msg={message:?}")
+        }
+    }
+
+    fn append(&self, line: &str) {
+        let Some(path) = &self.path else {
+            return;
+        };
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        if let Err(error) = written {
+            eprintln!("failed to write log {}: {error}", path.display());
+        }
+    }
 }

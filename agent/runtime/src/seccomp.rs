@@ -44,6 +44,11 @@ pub enum SeccompError {
     },
 }
 
+/// Where the supervisor of a profile with notifications listens; none when it has no notification.
+pub fn listener(profile: &LinuxSeccomp) -> Result<Option<&Path>, SeccompError> {
+    compile::listener(profile)
+}
+
 /// A profile as the kernel takes it, from `cache` when it has been compiled before; with the flags to load it with.
 pub fn prepare(
     profile: &LinuxSeccomp,

@@ -2,143 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod bundle;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
-use runtime::cgroup::{Cgroup, Layout};
-use tempfile::TempDir;
-
-struct Bundle {
-    temp: TempDir,
-    cgroup: PathBuf,
-}
-
-impl Bundle {
-    fn new(name: &str, script: &str) -> Bundle {
-        let temp = tempfile::Builder::new()
-            .prefix("bulkhead-oci-")
-            .tempdir()
-            .unwrap();
-        let root = temp.path().join("rootfs");
-        for directory in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
-            fs::create_dir_all(root.join(directory)).unwrap();
-        }
-        fs::copy("/usr/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in ["sh", "sleep", "cat", "echo"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        let cgroup = PathBuf::from(format!("/bulkhead-test-oci-{}-{name}", std::process::id()));
-        let mut spec: Spec = runtime::defaults::spec();
-        let mut process = spec.process().clone().unwrap();
-        process.set_args(Some(vec!["/bin/sh".into(), "-c".into(), script.into()]));
-        let mut linux = spec.linux().clone().unwrap();
-        linux.set_cgroups_path(Some(cgroup.join("c")));
-        let kinds = [
-            LinuxNamespaceType::Mount,
-            LinuxNamespaceType::Pid,
-            LinuxNamespaceType::Cgroup,
-            LinuxNamespaceType::Network,
-            LinuxNamespaceType::Ipc,
-            LinuxNamespaceType::Uts,
-        ];
-        let namespaces = kinds.map(|kind| {
-            let mut namespace = LinuxNamespace::default();
-            namespace.set_typ(kind).set_path(None);
-            namespace
-        });
-        linux.set_namespaces(Some(namespaces.into()));
-        let mut rootfs = oci_spec::runtime::Root::default();
-        rootfs.set_path("rootfs".into()).set_readonly(Some(false));
-        spec.set_process(Some(process))
-            .set_linux(Some(linux))
-            .set_root(Some(rootfs));
-        let bundle = Bundle { temp, cgroup };
-        bundle.write(&spec);
-        bundle
-    }
-
-    fn write(&self, spec: &Spec) {
-        fs::write(self.path().join("config.json"), serde_json::to_vec(spec).unwrap()).unwrap();
-    }
-
-    fn path(&self) -> &Path {
-        self.temp.path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"));
-        command
-            .arg("--root")
-            .arg(self.path().join("state"))
-            .args(arguments)
-            .current_dir(self.path());
-        command
-    }
-
-    fn call(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Calls with streams that do not keep us waiting for the container's.
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.call(arguments);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Creates with the container's output in `out`.
-    #[track_caller]
-    fn create(&self, arguments: &[&str]) {
-        let out = fs::File::create(self.path().join("out")).unwrap();
-        let status = self
-            .command(arguments)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
-            .status()
-            .unwrap();
-        assert!(status.success(), "{}", self.out());
-    }
-
-    fn out(&self) -> String {
-        fs::read_to_string(self.path().join("out")).unwrap()
-    }
-
-    fn status(&self) -> String {
-        let state: serde_json::Value = serde_json::from_str(&self.succeed(&["state", "c"])).unwrap();
-        state["status"].as_str().unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn wait_status(&self, status: &str) {
-        let begin = Instant::now();
-        while self.status() != status {
-            assert!(
-                begin.elapsed() < Duration::from_secs(30),
-                "not {status} but {}",
-                self.status()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        let forced = self.call(&["delete", "--force", "c"]);
-        assert!(forced.status.success());
-        let cgroup = Cgroup::open(&Layout::detect().unwrap(), &self.cgroup).unwrap();
-        cgroup.remove(Duration::from_secs(10)).unwrap();
-    }
-}
+use bundle::Bundle;
+use oci_spec::runtime::Spec;
 
 #[test]
 fn a_container_goes_through_its_life() {
@@ -243,14 +113,18 @@ fn version_has_three_lines_and_bad_use_is_refused() {
     for arguments in [
         &["state", "../x"][..],
         &["state"],
-        &["frobnicate", "c"],
         &["update", "c"],
+        &["checkpoint", "c"],
+        &["start", "c", "d"],
+        &["events", "c"],
         &["create", "--frobnicate", "c"],
         &["create", "--console-socket", "x", "c"],
         &[],
     ] {
         assert_eq!(bundle.call(arguments).status.code(), Some(1), "{arguments:?}");
     }
+    assert_eq!(bundle.call(&["frobnicate", "c"]).status.code(), Some(3));
+    assert_eq!(bundle.call(&["exec", "c", "true"]).status.code(), Some(255));
     let made = tempfile::tempdir().unwrap();
     bundle.succeed(&["spec", "--bundle", made.path().to_str().unwrap()]);
     let spec: Spec = serde_json::from_slice(&fs::read(made.path().join("config.json")).unwrap()).unwrap();

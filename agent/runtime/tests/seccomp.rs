@@ -316,7 +316,10 @@ fn capabilities_open_their_calls_and_no_others() {
 fn profiles_that_cannot_be_enforced_are_refused() {
     for profile in [
         json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
-        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x",
+            "syscalls": [{"names": ["sendmsg"], "action": "SCMP_ACT_NOTIFY"}]}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}),
         json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO",
             "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}]}),
     ] {

@@ -59,15 +59,6 @@ impl Cgroup {
         {
             self.set_devices(rules)?;
         }
-        for page in resources.hugepage_limits().iter().flatten() {
-            let suffix = if self.layout.is_v2() {
-                "max"
-            } else {
-                "limit_in_bytes"
-            };
-            let file = self.file("hugetlb", &format!("hugetlb.{}.{suffix}", page.page_size()))?;
-            write(&file, &page.limit().to_string())?;
-        }
         for (name, value) in resources.unified().iter().flatten() {
             let Some(directory) = self.layout.is_v2().then(|| self.controller("")).flatten() else {
                 return Err(CgroupError::Unsupported {
@@ -81,27 +72,11 @@ impl Cgroup {
             }
             write(&directory.join(name), value)?;
         }
-        if resources
-            .network()
-            .as_ref()
-            .is_some_and(|net| net.class_id().is_some_and(|id| id != 0))
-            || resources
-                .network()
-                .as_ref()
-                .is_some_and(|net| net.priorities().as_ref().is_some_and(|p| !p.is_empty()))
-        {
-            return Err(CgroupError::Unsupported {
-                what: "network class or priorities".into(),
-            });
-        }
-        if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
-            return Err(CgroupError::Unsupported { what: "rdma".into() });
-        }
-        Ok(())
+        self.set_rare(resources)
     }
 
     /// A file of a controller; `Unsupported` where the machine lacks the controller.
-    fn file(&self, controller: &str, name: &str) -> Result<PathBuf, CgroupError> {
+    pub(super) fn file(&self, controller: &str, name: &str) -> Result<PathBuf, CgroupError> {
         let unsupported = || CgroupError::Unsupported {
             what: name.to_owned(),
         };
@@ -135,6 +110,12 @@ impl Cgroup {
                 let period = period.map_or_else(String::new, |period| format!(" {period}"));
                 write(&file, &format!("{quota}{period}"))?;
             }
+            let real_time = cpu.realtime_runtime().is_some_and(|runtime| runtime != 0);
+            if real_time || cpu.realtime_period().is_some_and(|period| period != 0) {
+                return Err(CgroupError::Unsupported {
+                    what: "realtime scheduling with cgroup v2".into(),
+                });
+            }
         } else {
             if let Some(period) = period {
                 write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string())?;
@@ -166,6 +147,7 @@ impl Cgroup {
 
     fn set_memory_v1(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
+        self.check_before(memory)?;
         // A limit without a word about swap allows none on top, where swap is accounted.
         let swap = memory.swap().filter(|swap| *swap != 0);
         let limit_file = self.file("memory", "memory.limit_in_bytes")?;
@@ -217,6 +199,7 @@ impl Cgroup {
 
     fn set_memory_v2(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
+        self.check_before(memory)?;
         if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
             let value = match (swap, limit) {
                 (..0, _) => "max".to_owned(),

@@ -3,20 +3,36 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
-use sys::{cred, fd, mount, path, process, socket, tty};
+use sys::{cred, fd, mount, path, process, schedule, socket};
 
 use super::filesystem;
-use super::recipe::{MountPlan, Plan, ProcessPlan, RootPlan, StdioPlan, Target, What};
+use super::recipe::{MountPlan, Plan, RootPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
+use super::streams::{connect_stdio, open_terminal};
 
 /// The first child: what is done with the host's rights, then joining.
 pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let result = begin(plan).and_then(|()| {
+        // With the host's rights, while the file is still ours: the kernel asks who opened it.
+        let offsets = match &plan.time {
+            Some(_) => Some(at(
+                Step::TimeNamespace,
+                0,
+                path::open(
+                    plan.proc.as_fd(),
+                    c"self/timens_offsets",
+                    O_WRONLY,
+                    0,
+                    Resolve::Free,
+                ),
+            )?),
+            None => None,
+        };
         // CVE-2016-9962: before we become visible to anybody in the namespaces, nobody may trace us or open our files.
         at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
         for (index, (namespace, kind)) in plan.joins.iter().enumerate() {
@@ -28,6 +44,17 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
         }
         if plan.joins_user {
             become_root()?;
+        }
+        if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
+            // For children only, and after joining: it belongs to the container's user namespace.
+            at(Step::TimeNamespace, 1, process::unshare(CLONE_NEWTIME))?;
+            if !text.is_empty() {
+                at(
+                    Step::TimeNamespace,
+                    2,
+                    fd::write(offsets.as_fd(), text.to_bytes()),
+                )?;
+            }
         }
         // CLONE_PARENT: the container is our parent's child. Its exit signal is then ours, so 0 must be given.
         let args = CloneArgs {
@@ -49,6 +76,8 @@ pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     }
 }
 
+/// libc has none for this target.
+const CLONE_NEWTIME: i32 = 0x80;
 const CLONE_PARENT: u64 = nix::libc::CLONE_PARENT as u64;
 
 fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
@@ -66,9 +95,16 @@ fn conclude(result: Result<(), Failure>, status: BorrowedFd<'_>) -> i32 {
 
 /// With the host's rights.
 fn begin(plan: &Plan) -> Result<(), Failure> {
+    if let Some(cpus) = &plan.initial_cpus {
+        at(Step::Affinity, 0, cpus.apply())?;
+    }
     // First of all: what we do is charged to the container. "0" is the writer; it takes no lock (Linux 5.5 and later).
     for (index, tasks) in plan.entry.tasks.iter().enumerate() {
         at(Step::EnterCgroup, index, fd::write(tasks.as_fd(), b"0"))?;
+    }
+    if let Some(cpus) = &plan.final_cpus {
+        // After the cgroup, whose cpuset would have set its own.
+        at(Step::Affinity, 1, cpus.apply())?;
     }
     if let Some(value) = &plan.oom_score_adj {
         at(
@@ -95,10 +131,8 @@ fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> 
 }
 
 const O_WRONLY: i32 = nix::libc::O_WRONLY;
-const O_RDONLY: i32 = nix::libc::O_RDONLY;
 const O_PATH: i32 = nix::libc::O_PATH;
 const O_DIRECTORY: i32 = nix::libc::O_DIRECTORY;
-const O_NOFOLLOW: i32 = nix::libc::O_NOFOLLOW;
 const ENOENT: i32 = nix::libc::ENOENT;
 const ENOTDIR: i32 = nix::libc::ENOTDIR;
 const EEXIST: i32 = nix::libc::EEXIST;
@@ -195,6 +229,14 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
             ..Change::default()
         };
         at(Step::ReadonlyRoot, 0, mount::change(root, change, false))?;
+    }
+    if let Some((propagation, recursive)) = plan.root_propagation {
+        // After the pivot, which refuses a shared root.
+        let change = Change {
+            propagation,
+            ..Change::default()
+        };
+        at(Step::RootPropagation, 0, mount::change(root, change, recursive))?;
     }
     Ok(terminal)
 }
@@ -370,48 +412,6 @@ fn make_readonly(root: BorrowedFd<'_>, target: &Target, index: usize) -> Result<
     )
 }
 
-/// Makes a terminal in the container's own devpts, hands its master over, and with `root` mounts its slave on
-/// /dev/console. Without `root` we are inside already.
-fn open_terminal(stdio: &StdioPlan, root: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, Failure> {
-    let StdioPlan::Terminal { socket, size } = stdio else {
-        return Ok(None);
-    };
-    let inside;
-    let from = match root {
-        Some(root) => root,
-        None => {
-            inside = at(
-                Step::Console,
-                0,
-                path::open(path::here(), c"/", O_PATH | O_DIRECTORY, 0, Resolve::Free),
-            )?;
-            inside.as_fd()
-        }
-    };
-    let (master, slave) = at(Step::Console, 1, tty::open_pair(from))?;
-    if let Some(size) = size {
-        at(Step::Console, 2, tty::set_size(master.as_fd(), *size))?;
-    }
-    if let Some(root) = root {
-        // By descriptors on both sides, and no link at the end (CVE-2025-52565).
-        match path::open(root, c"dev/console", O_PATH | O_NOFOLLOW, 0, Resolve::NoLinks) {
-            Ok(console) => {
-                let tree = at(Step::Console, 3, mount::clone_tree(slave.as_fd(), c"", false))?;
-                at(Step::Console, 4, mount::attach(tree.as_fd(), console.as_fd()))?;
-            }
-            Err(error) if error.raw_os_error() == Some(ENOENT) => {}
-            Err(error) => return at(Step::Console, 5, Err(error)),
-        }
-    }
-    // go-runc's and conmon's receivers take the message's text as the terminal's name.
-    at(
-        Step::Console,
-        6,
-        socket::send_fds(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]),
-    )?;
-    Ok(Some(slave))
-}
-
 /// Becomes the process: streams, label, limits, ids, capabilities, filter, program.
 fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Result<(), Failure> {
     let plan = &whole.process;
@@ -423,13 +423,23 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     if let Some(persona) = plan.personality {
         at(Step::Personality, 0, cred::set_personality(persona))?;
     }
+    if let Some((class, level)) = plan.io_priority {
+        at(Step::IoPriority, 0, schedule::set_io_priority(class, level))?;
+    }
+    if let Some(policy) = &plan.memory_policy {
+        at(Step::MemoryPolicy, 0, policy.apply())?;
+    }
+    if let Some(scheduler) = plan.scheduler {
+        // Before the rights for it go with the ids and capabilities.
+        at(Step::Scheduler, 0, schedule::set_scheduler(scheduler))?;
+    }
     // As root first, as the user may lack the right to pass a parent; as the user below, if only he may.
     let entered = path::chdir(&plan.directory);
     if plan.no_new_privs {
         at(Step::NoNewPrivs, 0, process::set_no_new_privs())?;
     } else if let Some((program, flags)) = &plan.seccomp {
         // Without no_new_privs a filter takes CAP_SYS_ADMIN, which goes below.
-        at(Step::Seccomp, 0, sys::seccomp::load(program, *flags))?;
+        load_filter(plan.listener, program, *flags, status)?;
     }
     for (index, capability) in plan.unbound.iter().enumerate() {
         at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
@@ -463,6 +473,13 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         );
     }
     let program = search(&plan.candidates)?;
+    if plan.no_new_privs
+        && plan.listener
+        && let Some((filter, flags)) = &plan.seccomp
+    {
+        // Here, as the parent of a container that waits for its release is gone afterwards.
+        load_filter(true, filter, *flags, status)?;
+    }
     if let Some(release) = &plan.release {
         at(Step::Ready, 0, Record::Ready.send(status))?;
         let mut byte = [0];
@@ -482,6 +499,7 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         at(Step::CloseFds, 1, fd::keep_on_exec(number as i32))?;
     }
     if plan.no_new_privs
+        && !plan.listener
         && let Some((program, flags)) = &plan.seccomp
     {
         // Last: the program needs nothing of what the filter forbids us.
@@ -491,38 +509,23 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     at(Step::Exec, 0, Err(error))
 }
 
-fn connect_stdio(plan: &ProcessPlan, terminal: Option<OwnedFd>) -> Result<(), Failure> {
-    match (&plan.stdio, terminal) {
-        (StdioPlan::Fds(fds), _) => {
-            for (number, one) in fds.iter().enumerate() {
-                at(Step::Stdio, 1, fd::dup_onto(one.as_fd(), number as i32))?;
-            }
-        }
-        (StdioPlan::Terminal { .. }, Some(slave)) => {
-            at(Step::Stdio, 2, tty::set_controlling(slave.as_fd()))?;
-            // A terminal of ours alone; a device of the host's is never given away.
-            at(
-                Step::Stdio,
-                3,
-                path::chown(slave.as_fd(), c"", plan.uid, TTY_GROUP_KEEP),
-            )?;
-            for number in 0..3 {
-                at(Step::Stdio, 4, fd::dup_onto(slave.as_fd(), number))?;
-            }
-        }
-        (StdioPlan::Terminal { .. }, None) => {
-            return at(
-                Step::Stdio,
-                5,
-                Err(io::Error::from_raw_os_error(nix::libc::ENOTTY)),
-            );
-        }
+/// Loads the filter; one that asks a supervisor has a listener, which goes to the parent.
+fn load_filter(
+    listener: bool,
+    program: &[sys::seccomp::Instruction],
+    flags: u32,
+    status: BorrowedFd<'_>,
+) -> Result<(), Failure> {
+    if !listener {
+        return at(Step::Seccomp, 0, sys::seccomp::load(program, flags));
     }
-    Ok(())
+    let listener = at(Step::Seccomp, 2, sys::seccomp::load_with_listener(program, flags))?;
+    at(
+        Step::Seccomp,
+        3,
+        Record::Listener.send_with(status, listener.as_fd()),
+    )
 }
-
-/// fchownat(2): -1 leaves the group as devpts set it.
-const TTY_GROUP_KEEP: u32 = u32::MAX;
 
 fn write_labels(whole: &Plan) -> Result<(), Failure> {
     if whole.process.labels.is_empty() {
@@ -566,18 +569,4 @@ fn search(candidates: &[CString]) -> Result<&CStr, Failure> {
         Some((index, error)) => at(Step::Find, index, Err(error)),
         None => at(Step::Find, 0, Err(io::Error::from_raw_os_error(ENOENT))),
     }
-}
-
-/// Opens the host's procfs and makes sure that it is one.
-pub(crate) fn open_proc() -> io::Result<OwnedFd> {
-    let proc = path::open(path::here(), c"/proc", O_RDONLY | O_DIRECTORY, 0, Resolve::Free)?;
-    // proc(5): the root directory of a procfs has inode 1.
-    if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
-        return Err(io::Error::from_raw_os_error(nix::libc::EXDEV));
-    }
-    assert!(
-        proc.as_raw_fd() > 2,
-        "a process of ours has its standard streams open"
-    );
-    Ok(proc)
 }

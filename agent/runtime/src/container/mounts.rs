@@ -7,14 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::libc;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount};
+use oci_spec::runtime::{LinuxDevice, LinuxIdMapping, Mount};
 use sys::mount::{self, Change, FsContext};
 use sys::path::{self, Resolve};
 
 use super::options::{self, MountOptions};
 use super::recipe::{MountPlan, Target, What};
 use super::rootfs::c_path;
-use super::{StartError, copyup, host};
+use super::{StartError, copyup, devices, host};
 use crate::cgroup::{Cgroup, Layout};
 use crate::sandbox;
 
@@ -91,6 +91,7 @@ pub(super) fn covered(path: &str) -> Result<Target, StartError> {
 
 /// Prepares all mounts, in their order.
 pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>, StartError> {
+    devices::outside(mounts, context).map_err(host("make device nodes"))?;
     let mut plans = Vec::new();
     for (index, mount) in mounts.iter().enumerate() {
         let field = format!("mounts[{index}]");
@@ -124,7 +125,7 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
     Ok(plans)
 }
 
-fn clean(path: &Path) -> PathBuf {
+pub(super) fn clean(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
@@ -182,9 +183,6 @@ fn new(
     if options.idmap.is_some() || mount.uid_mappings().is_some() {
         return Err(invalid(field, "only bind mounts can be idmapped"));
     }
-    if options.recursive != Change::default() {
-        return Err(invalid(field, "recursive attributes are for bind mounts"));
-    }
     if kind == "sysfs" && context.users.is_some() && context.host_network {
         return Err(invalid(
             field,
@@ -228,7 +226,8 @@ fn new(
         what: What::New {
             fstype: string(field, kind)?,
             options: data,
-            attributes: options.change.set,
+            // Nothing lies below a new one: recursive attributes are its own.
+            attributes: options.recursive.set & !options.change.clear | options.change.set,
             propagation: options.propagation.map_or(0, |(flag, _)| flag),
             label: root_label,
         },
@@ -385,16 +384,10 @@ fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartEr
     Ok(tree)
 }
 
-fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
-    let node =
-        |dir: BorrowedFd<'_>, name: &CString, mode: u32, device: u64, uid: u32, gid: u32| -> io::Result<()> {
-            path::mknod(dir, name, mode, device)?;
-            path::chown(dir, name, uid, gid)
-        };
-    let own = |id: u32, root: u32| root.checked_add(id).ok_or(io::ErrorKind::InvalidInput);
+pub(super) fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
     for (name, major, minor) in crate::defaults::DEVICES {
         let device = path::makedev(major, minor);
-        node(
+        devices::node(
             dev,
             &CString::new(name)?,
             libc::S_IFCHR | 0o666,
@@ -410,17 +403,17 @@ fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
         (c"stderr", c"/proc/self/fd/2"),
         (c"ptmx", c"pts/ptmx"),
     ] {
-        path::symlink(to, dev, name)?;
+        devices::there(path::symlink(to, dev, name))?;
         path::chown(dev, name, context.root_uid, context.root_gid)?;
     }
     for name in [c"pts", c"shm", c"mqueue"] {
-        path::mkdir(dev, name, 0o755)?;
+        devices::there(path::mkdir(dev, name, 0o755))?;
         path::chown(dev, name, context.root_uid, context.root_gid)?;
     }
     if context.terminal {
-        node(
+        devices::node(
             dev,
-            &c"console".to_owned(),
+            c"console",
             libc::S_IFREG | 0o600,
             0,
             context.root_uid,
@@ -428,46 +421,8 @@ fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
         )?;
     }
     for device in context.devices {
-        let Ok(inside) = device.path().strip_prefix("/dev") else {
-            return Err(io::Error::other(format!(
-                "device {} is not in /dev",
-                device.path().display()
-            )));
-        };
-        let mut dir = path::open(dev, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)?;
-        let names: Vec<CString> = inside
-            .components()
-            .map(|part| CString::new(part.as_os_str().as_encoded_bytes()))
-            .collect::<Result<_, _>>()?;
-        let Some((last, parents)) = names.split_last() else {
-            continue;
-        };
-        for name in parents {
-            match path::mkdir(dir.as_fd(), name, 0o755) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            dir = path::open(
-                dir.as_fd(),
-                name,
-                libc::O_RDONLY | libc::O_DIRECTORY,
-                0,
-                Resolve::NoLinks,
-            )?;
-        }
-        let kind = match device.typ() {
-            LinuxDeviceType::B => libc::S_IFBLK,
-            LinuxDeviceType::P => libc::S_IFIFO,
-            _ => libc::S_IFCHR,
-        };
-        let number = path::makedev(device.major() as u32, device.minor() as u32);
-        let mode = kind | device.file_mode().unwrap_or(0o666) & 0o7777;
-        let uid = own(device.uid().unwrap_or(0), context.root_uid)?;
-        let gid = own(device.gid().unwrap_or(0), context.root_gid)?;
-        match node(dir.as_fd(), last, mode, number, uid, gid) {
-            // One of the default nodes, listed as well.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result?,
+        if let Ok(inside) = device.path().strip_prefix("/dev") {
+            devices::make(dev, inside, device, context)?;
         }
     }
     Ok(())

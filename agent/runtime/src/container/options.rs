@@ -68,12 +68,70 @@ fn attribute(name: &str, change: &mut Change) -> bool {
     true
 }
 
+/// Every option that means the same on each mount: what `features` tells.
+pub(crate) fn mount_options() -> Vec<&'static str> {
+    // The file system's own flags, which the kernel's `fsconfig` takes of any.
+    let mut names = vec!["dirsync", "lazytime", "mand", "nomand", "sync"];
+    names.extend(PLAIN);
+    names.extend(
+        ATTRIBUTES
+            .iter()
+            .flat_map(|(name, recursive)| [*name, *recursive]),
+    );
+    names.sort_unstable();
+    names
+}
+
+const PLAIN: [&str; 20] = [
+    "async",
+    "bind",
+    "defaults",
+    "idmap",
+    "loud",
+    "nolazytime",
+    "private",
+    "rbind",
+    "remount",
+    "ridmap",
+    "rprivate",
+    "rshared",
+    "rslave",
+    "runbindable",
+    "shared",
+    "silent",
+    "slave",
+    "tmpcopyup",
+    "unbindable",
+    "noiversion",
+];
+/// Attributes of a mount, and of it and all below.
+const ATTRIBUTES: [(&str, &str); 18] = [
+    ("ro", "rro"),
+    ("rw", "rrw"),
+    ("nosuid", "rnosuid"),
+    ("suid", "rsuid"),
+    ("nodev", "rnodev"),
+    ("dev", "rdev"),
+    ("noexec", "rnoexec"),
+    ("exec", "rexec"),
+    ("nosymfollow", "rnosymfollow"),
+    ("symfollow", "rsymfollow"),
+    ("nodiratime", "rnodiratime"),
+    ("diratime", "rdiratime"),
+    ("noatime", "rnoatime"),
+    ("atime", "ratime"),
+    ("relatime", "rrelatime"),
+    ("norelatime", "rnorelatime"),
+    ("strictatime", "rstrictatime"),
+    ("nostrictatime", "rnostrictatime"),
+];
+
 /// Sorts the options; those that no table knows are the file system's.
 pub(crate) fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     for option in options {
         match option.as_str() {
-            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" => {}
+            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" | "noiversion" => {}
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive_bind) = (true, true),
             "private" => parsed.propagation = Some((libc::MS_PRIVATE, false)),
@@ -111,6 +169,20 @@ mod tests {
                 .map(|option| (*option).to_owned())
                 .collect::<Vec<_>>(),
         )
+    }
+
+    #[test]
+    fn what_features_tells_is_understood() {
+        for name in PLAIN.into_iter().chain(
+            ATTRIBUTES
+                .into_iter()
+                .flat_map(|(name, recursive)| [name, recursive]),
+        ) {
+            assert!(of(&[name]).data.is_empty(), "{name} would be the file system's");
+        }
+        for (name, recursive) in ATTRIBUTES {
+            assert_eq!(of(&[name]).change, of(&[recursive]).recursive);
+        }
     }
 
     #[test]

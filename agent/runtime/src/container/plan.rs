@@ -3,18 +3,24 @@
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
 use super::mounts::{self, Context, maps};
 use super::program::{c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
-use super::{Options, StartError, Stdio, host, rootfs};
+use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
 use crate::sandbox::{self, Sandbox};
+use sys::path;
+
 use crate::spec::{ContainerSpec, IdRange, Rootfs};
+
+/// libc has none for this target.
+const CLONE_NEWTIME: i32 = 0x80;
 
 /// Namespaces in the order of joining: a user namespace last, as setns of the others takes rights over their owners.
 const KINDS: [(LinuxNamespaceType, i32); 8] = [
@@ -24,7 +30,7 @@ const KINDS: [(LinuxNamespaceType, i32); 8] = [
     (LinuxNamespaceType::Uts, libc::CLONE_NEWUTS),
     (LinuxNamespaceType::Pid, libc::CLONE_NEWPID),
     (LinuxNamespaceType::Cgroup, libc::CLONE_NEWCGROUP),
-    (LinuxNamespaceType::Time, 0x80),
+    (LinuxNamespaceType::Time, CLONE_NEWTIME),
     (LinuxNamespaceType::User, libc::CLONE_NEWUSER),
 ];
 
@@ -54,7 +60,7 @@ pub(super) fn plan(
         .linux()
         .as_ref()
         .ok_or_else(|| invalid("linux", "missing"))?;
-    refuse_unsupported(linux)?;
+    refuse_unsupported(config, linux)?;
     let here = PathBuf::from(".");
     let bundle = options.bundle.unwrap_or(&here);
     let namespaces = namespaces(linux, sandbox)?;
@@ -69,7 +75,8 @@ pub(super) fn plan(
     let root = match &spec.rootfs {
         Rootfs::Bundle => {
             let root = config.root().as_ref().ok_or_else(|| invalid("root", "missing"))?;
-            rootfs::bundle(&bundle.join(root.path()))?
+            let slave = slave(linux.rootfs_propagation().as_deref());
+            rootfs::bundle(&bundle.join(root.path()), slave)?
         }
         Rootfs::Overlay { lowers, upper, work } => {
             let users = users.map(|users| (users, namespaces.range));
@@ -77,7 +84,8 @@ pub(super) fn plan(
         }
     };
     let cgroup_namespace = namespaces.made & libc::CLONE_NEWCGROUP as u64 != 0;
-    let made = namespaces.made & !(libc::CLONE_NEWCGROUP as u64);
+    let time_namespace = namespaces.made & CLONE_NEWTIME as u64 != 0;
+    let made = namespaces.made & !(libc::CLONE_NEWCGROUP as u64 | CLONE_NEWTIME as u64);
     let own = |kind: i32| made & kind as u64 != 0;
     let has = |wanted: i32| own(wanted) || namespaces.joins.iter().any(|(_, kind)| *kind == wanted);
     let context = Context {
@@ -103,7 +111,7 @@ pub(super) fn plan(
         let field = || format!("linux.sysctl.{name}");
         let kind = sandbox::sysctl_namespace(name)
             .ok_or_else(|| invalid(field(), "not a sysctl of a container's own"))?;
-        if !own(kind) {
+        if !own(kind) && !namespaces.joins_other(linux, kind)? {
             return Err(invalid(field(), "its namespace is not the container's own"));
         }
         sysctls.push((
@@ -114,7 +122,7 @@ pub(super) fn plan(
     let name = |field: &str, name: &Option<String>| -> Result<Option<CString>, StartError> {
         match name.as_deref().filter(|name| !name.is_empty()) {
             None => Ok(None),
-            Some(_) if !own(libc::CLONE_NEWUTS) => {
+            Some(_) if !own(libc::CLONE_NEWUTS) && !namespaces.joins_other(linux, libc::CLONE_NEWUTS)? => {
                 Err(invalid(field, "needs a UTS namespace of the container's own"))
             }
             Some(name) => c_string(field, name).map(Some),
@@ -124,6 +132,8 @@ pub(super) fn plan(
     if !has_variable(process, "HOME") {
         environment_home = Some(home(root.as_fd(), process.user().uid())?);
     }
+    let own_network = own(libc::CLONE_NEWNET) || namespaces.joins_other(linux, libc::CLONE_NEWNET)?;
+    let interfaces = interfaces::plan(linux, own_network)?;
     let root = RootPlan {
         root,
         place: super::PLACE.to_owned(),
@@ -136,11 +146,12 @@ pub(super) fn plan(
             .and_then(oci_spec::runtime::Root::readonly)
             .unwrap_or(false),
         propagation: propagation(linux.rootfs_propagation().as_deref())?,
+        root_propagation: root_propagation(linux.rootfs_propagation().as_deref()),
         loopback: own(libc::CLONE_NEWNET),
         hostname: name("hostname", config.hostname())?,
         domainname: name("domainname", config.domainname())?,
         sysctls,
-        hooks: false,
+        hooks: !interfaces.is_empty(),
     };
     let in_users = namespaces.user.is_some();
     let mut plan = plan_process(
@@ -152,12 +163,38 @@ pub(super) fn plan(
         in_users,
         environment_home,
     )?;
+    if time_namespace {
+        plan.time = Some(scheduling::time_offsets(linux)?);
+    } else if linux
+        .time_offsets()
+        .as_ref()
+        .is_some_and(|offsets| !offsets.is_empty())
+    {
+        return Err(invalid(
+            "linux.timeOffsets",
+            "needs a time namespace of the container's own",
+        ));
+    }
+    if let Some(policy) = linux.memory_policy() {
+        plan.process.memory_policy = Some(scheduling::memory_policy(policy)?);
+    }
     if let Some(personality) = linux.personality() {
+        if personality
+            .flags()
+            .as_ref()
+            .is_some_and(|flags| !flags.is_empty())
+        {
+            return Err(invalid(
+                "linux.personality.flags",
+                "the specification has none yet",
+            ));
+        }
         plan.process.personality = Some(match personality.domain() {
             LinuxPersonalityDomain::PerLinux => 0,
             LinuxPersonalityDomain::PerLinux32 => 8,
         });
     }
+    plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
     plan.joins_user = namespaces.user.is_some();
     if let Some(user) = namespaces.user {
@@ -170,28 +207,45 @@ pub(super) fn plan(
 }
 
 /// What the specification may ask for and we do not have: refused, never ignored.
-fn refuse_unsupported(linux: &Linux) -> Result<(), StartError> {
+fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
+    let user = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|one| one.typ() == LinuxNamespaceType::User);
     let given = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("vm", config.vm().is_some()),
         (
-            "linux.timeOffsets",
-            linux
-                .time_offsets()
-                .as_ref()
-                .is_some_and(|offsets| !offsets.is_empty()),
-        ),
-        (
-            "linux.netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
+            "linux.uidMappings without a user namespace",
+            !user && linux.uid_mappings().as_ref().is_some_and(|maps| !maps.is_empty()),
         ),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(invalid(field, "not supported")),
         None => Ok(()),
+    }
+}
+
+impl Namespaces {
+    /// Whether the configuration itself names a namespace of this kind by path, and that is not ours.
+    fn joins_other(&self, linux: &Linux, kind: i32) -> Result<bool, StartError> {
+        let Some((typ, _)) = KINDS.iter().find(|(_, flag)| *flag == kind) else {
+            return Ok(false);
+        };
+        let named = linux.namespaces().iter().flatten().find(|one| one.typ() == *typ);
+        let joined = self.joins.iter().find(|(_, flag)| *flag == kind);
+        let (Some(_), Some((namespace, _))) = (named, joined) else {
+            return Ok(false);
+        };
+        let own = match kind {
+            libc::CLONE_NEWNET => "net",
+            libc::CLONE_NEWIPC => "ipc",
+            _ => "uts",
+        };
+        let own = fs::metadata(format!("/proc/self/ns/{own}")).map_err(host("look at our namespace"))?;
+        let joined = path::stat(namespace.as_fd()).map_err(host("look at a namespace"))?;
+        Ok(own.ino() != joined.inode)
     }
 }
 
@@ -253,7 +307,13 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
             },
         };
         match join {
-            Some(namespace) if kind == LinuxNamespaceType::User => found.user = Some(namespace),
+            Some(namespace) if kind == LinuxNamespaceType::User => {
+                if found.root == (0, 0) && listed.iter().any(|one| one.typ() == kind) {
+                    // One that somebody else made and mapped.
+                    found.root = sandbox::root_of(&namespace).map_err(StartError::Users)?;
+                }
+                found.user = Some(namespace);
+            }
             Some(namespace) => found.joins.push((namespace, flag)),
             None => {}
         }
@@ -282,8 +342,8 @@ fn open_namespace(path: &Path) -> Result<OwnedFd, StartError> {
     Ok(file.into())
 }
 
+/// Of the tree that is ours until the pivot: what of the host's mounts still reaches it.
 fn propagation(name: Option<&str>) -> Result<u64, StartError> {
-    // The container's tree is a private copy in any case; this says what of the host's mounts still reaches its copies.
     Ok(match name.unwrap_or_default() {
         "" | "rslave" | "slave" | "shared" | "rshared" => libc::MS_SLAVE,
         "private" | "rprivate" | "unbindable" | "runbindable" => libc::MS_PRIVATE,
@@ -294,4 +354,20 @@ fn propagation(name: Option<&str>) -> Result<u64, StartError> {
             ));
         }
     })
+}
+
+fn slave(name: Option<&str>) -> bool {
+    matches!(name, Some("slave" | "rslave"))
+}
+
+/// Of the root file system in the end. Deviation: a shared one is shared among what the container mounts and binds, not
+/// with the host; nothing that a container mounts outside of a volume that says so shows there.
+fn root_propagation(name: Option<&str>) -> Option<(u64, bool)> {
+    match name? {
+        "shared" => Some((libc::MS_SHARED, false)),
+        "rshared" => Some((libc::MS_SHARED, true)),
+        "unbindable" => Some((libc::MS_UNBINDABLE, false)),
+        "runbindable" => Some((libc::MS_UNBINDABLE, true)),
+        _ => None,
+    }
 }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::libc;
@@ -12,9 +12,9 @@ use sys::cred::{self, CapSets, Rlimit};
 use sys::path::{self, Resolve};
 use sys::process::CStrings;
 
-use super::child::open_proc;
+use super::notify::Notify;
 use super::recipe::{Plan, ProcessPlan, StdioPlan};
-use super::{Options, StartError, Stdio, above_stdio, host};
+use super::{Options, StartError, Stdio, above_stdio, host, scheduling};
 use crate::capability;
 use crate::cgroup::Cgroup;
 use crate::seccomp;
@@ -96,17 +96,9 @@ pub(crate) fn plan_process(
     in_user_namespace: bool,
     home: Option<String>,
 ) -> Result<Plan, StartError> {
-    for (field, given) in [
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ] {
-        if given {
-            return Err(invalid(field, "not supported"));
-        }
-    }
     let arguments = process.args().as_deref().unwrap_or_default();
-    let program = arguments.first().filter(|program| !program.is_empty());
+    let program = options.program.or(arguments.first().map(String::as_str));
+    let program = program.filter(|program| !program.is_empty());
     let program = program.ok_or_else(|| invalid("process.args", "must name a program"))?;
     if !process.cwd().is_absolute() {
         return Err(invalid("process.cwd", "must be absolute"));
@@ -141,14 +133,24 @@ pub(crate) fn plan_process(
         Some(profile) => Some(seccomp::prepare(profile, options.seccomp_cache)?),
         None => None,
     };
+    let notify = profile
+        .map(|profile| Notify::of(profile, options))
+        .transpose()?
+        .flatten();
+    let listener = notify.is_some();
     Ok(Plan {
         entry: cgroup.entry()?,
         proc: open_proc().map_err(host("open /proc"))?,
         oom_score_adj: oom_score_adj(process)?,
         raise,
+        initial_cpus: None,
+        final_cpus: None,
         joins: Vec::new(),
         joins_user: false,
+        notify,
+        interfaces: Vec::new(),
         clone_flags: 0,
+        time: None,
         cgroup_namespace: false,
         root: None,
         process: ProcessPlan {
@@ -162,11 +164,15 @@ pub(crate) fn plan_process(
             umask: user.umask().unwrap_or(0o022),
             limits,
             personality: None,
+            scheduler: scheduling::scheduler(process)?,
+            io_priority: scheduling::io_priority(process)?,
+            memory_policy: None,
             unbound,
             capabilities,
             ambient,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             seccomp,
+            listener,
             labels: labels(process)?,
             stdio,
             preserve_fds: options.preserve_fds,
@@ -366,4 +372,24 @@ fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
         }
     }
     Ok(labels)
+}
+
+/// Opens the host's procfs and makes sure that it is one.
+pub(crate) fn open_proc() -> io::Result<OwnedFd> {
+    let proc = path::open(
+        path::here(),
+        c"/proc",
+        libc::O_RDONLY | libc::O_DIRECTORY,
+        0,
+        Resolve::Free,
+    )?;
+    // proc(5): the root directory of a procfs has inode 1.
+    if path::fs_magic(proc.as_fd())? != path::PROC_MAGIC || path::stat(proc.as_fd())?.inode != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EXDEV));
+    }
+    assert!(
+        proc.as_raw_fd() > 2,
+        "a process of ours has its standard streams open"
+    );
+    Ok(proc)
 }

@@ -7,8 +7,11 @@ use sys::cred::{CapSets, Rlimit};
 use sys::mount::Change;
 use sys::path::Resolve;
 use sys::process::CStrings;
+use sys::schedule::{Cpus, MemoryPolicy, Scheduler};
 use sys::tty;
 
+use super::interfaces::Interface;
+use super::notify::Notify;
 use crate::cgroup::Entry;
 
 /// A place below the container's root, component by component so that what is missing can be made.
@@ -61,6 +64,8 @@ pub(crate) struct RootPlan {
     pub(crate) readonly: Vec<Target>,
     pub(crate) readonly_root: bool,
     pub(crate) propagation: u64,
+    /// Of the root in the end, `MS_*` and whether of all below too; none leaves it as it was made.
+    pub(crate) root_propagation: Option<(u64, bool)>,
     pub(crate) loopback: bool,
     pub(crate) hostname: Option<CString>,
     pub(crate) domainname: Option<CString>,
@@ -92,6 +97,10 @@ pub(crate) struct ProcessPlan {
     pub(crate) umask: u32,
     pub(crate) limits: Vec<Rlimit>,
     pub(crate) personality: Option<u64>,
+    pub(crate) scheduler: Option<Scheduler>,
+    /// Class and level.
+    pub(crate) io_priority: Option<(u16, u16)>,
+    pub(crate) memory_policy: Option<MemoryPolicy>,
     /// Capabilities to take out of the bounding set.
     pub(crate) unbound: Vec<u32>,
     pub(crate) capabilities: CapSets,
@@ -100,6 +109,8 @@ pub(crate) struct ProcessPlan {
     /// SIGKILL at the death of the caller of `start`.
     pub(crate) die_with_parent: bool,
     pub(crate) seccomp: Option<(Vec<sys::seccomp::Instruction>, u32)>,
+    /// The filter asks a supervisor: its listener goes to the parent.
+    pub(crate) listener: bool,
     /// File below /proc/thread-self and what to write: the label of the next exec.
     pub(crate) labels: Vec<(CString, CString)>,
     pub(crate) stdio: StdioPlan,
@@ -117,12 +128,21 @@ pub(crate) struct Plan {
     pub(crate) proc: OwnedFd,
     pub(crate) oom_score_adj: Option<CString>,
     pub(crate) raise: Vec<Rlimit>,
+    /// Where a further process runs before and after it enters the cgroup.
+    pub(crate) initial_cpus: Option<Cpus>,
+    pub(crate) final_cpus: Option<Cpus>,
     /// With the kinds; a user namespace last, as joining the others takes the host's rights or those of their owner.
     pub(crate) joins: Vec<(OwnedFd, i32)>,
+    /// For the parent, whom to give a listener.
+    pub(crate) notify: Option<Notify>,
+    /// For the parent, what to move into the network namespace before the hooks.
+    pub(crate) interfaces: Vec<Interface>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
+    /// A time namespace to make, with what /proc/PID/timens_offsets takes.
+    pub(crate) time: Option<CString>,
     pub(crate) cgroup_namespace: bool,
     pub(crate) root: Option<RootPlan>,
     pub(crate) process: ProcessPlan,
@@ -132,6 +152,7 @@ impl Plan {
     /// Whether a first process must join namespaces and make the container's process as its sibling: setns of a user
     /// namespace comes before making the others, and of a PID namespace is for children only.
     pub(crate) fn needs_first(&self) -> bool {
-        !self.joins.is_empty()
+        // Clocks are moved before the namespace has its first process.
+        !self.joins.is_empty() || self.time.is_some()
     }
 }

@@ -1,7 +1,7 @@
 //! What a child on its way to exec tells its parent: small records over a socket, and the words for its failures.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What a child was doing. Its number goes over the socket.
 #[repr(u8)]
@@ -10,8 +10,10 @@ pub(crate) enum Step {
     EnterCgroup,
     OomScore,
     RaiseLimit,
+    Affinity,
     JoinNamespace,
     BecomeRoot,
+    TimeNamespace,
     Clone,
     CgroupNamespace,
     Keyring,
@@ -31,10 +33,14 @@ pub(crate) enum Step {
     Hooks,
     Pivot,
     ReadonlyRoot,
+    RootPropagation,
     Stdio,
     Label,
     Limit,
     Personality,
+    Scheduler,
+    IoPriority,
+    MemoryPolicy,
     Directory,
     DirectoryOutside,
     Ids,
@@ -48,12 +54,14 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 38] = [
+    const ALL: [Step; 44] = [
         Step::EnterCgroup,
         Step::OomScore,
         Step::RaiseLimit,
+        Step::Affinity,
         Step::JoinNamespace,
         Step::BecomeRoot,
+        Step::TimeNamespace,
         Step::Clone,
         Step::CgroupNamespace,
         Step::Keyring,
@@ -73,10 +81,14 @@ impl Step {
         Step::Hooks,
         Step::Pivot,
         Step::ReadonlyRoot,
+        Step::RootPropagation,
         Step::Stdio,
         Step::Label,
         Step::Limit,
         Step::Personality,
+        Step::Scheduler,
+        Step::IoPriority,
+        Step::MemoryPolicy,
         Step::Directory,
         Step::DirectoryOutside,
         Step::Ids,
@@ -118,6 +130,8 @@ pub(crate) enum Record {
     Hooks,
     /// All is prepared; the process waits to be released.
     Ready,
+    /// The filter's listener comes with this.
+    Listener,
     /// The next call is exec.
     Exec,
     /// It could not be done, and the child ends.
@@ -134,6 +148,7 @@ impl Record {
             Record::Hooks => (2, 0, 0, 0),
             Record::Ready => (3, 0, 0, 0),
             Record::Exec => (4, 0, 0, 0),
+            Record::Listener => (6, 0, 0, 0),
             Record::Failed(failure) => (5, failure.step as u8, failure.index, failure.errno as u32),
         };
         let mut bytes = [0; RECORD_BYTES];
@@ -152,6 +167,7 @@ impl Record {
             2 => Record::Hooks,
             3 => Record::Ready,
             4 => Record::Exec,
+            6 => Record::Listener,
             5 => Record::Failed(Failure {
                 step: *Step::ALL.get(usize::from(bytes[1]))?,
                 index: first,
@@ -165,13 +181,18 @@ impl Record {
         sys::socket::send(socket, &self.encode())
     }
 
-    /// The next record; none when every holder of the other end has gone.
-    pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Record>> {
+    /// With a descriptor.
+    pub(crate) fn send_with(self, socket: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+        sys::socket::send_fds(socket, &self.encode(), &[fd])
+    }
+
+    /// The next record, with the descriptor that came with it; none when every holder of the other end has gone.
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Record, Option<OwnedFd>)>> {
         let mut bytes = [0; RECORD_BYTES];
-        match sys::fd::read(socket, &mut bytes)? {
-            0 => Ok(None),
-            RECORD_BYTES => Self::decode(bytes)
-                .map(Some)
+        match sys::socket::recv_fds(socket, &mut bytes)? {
+            (0, _) => Ok(None),
+            (RECORD_BYTES, mut fds) => Self::decode(bytes)
+                .map(|record| Some((record, fds.pop())))
                 .ok_or_else(|| io::ErrorKind::InvalidData.into()),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }

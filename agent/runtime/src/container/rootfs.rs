@@ -35,8 +35,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartE
     }
 }
 
-/// A detached, private copy of the directory's mount and all below.
-pub(crate) fn bundle(directory: &Path) -> Result<OwnedFd, StartError> {
+/// A detached copy of the directory's mount and all below: private, or what the host mounts there later shows.
+pub(crate) fn bundle(directory: &Path, slave: bool) -> Result<OwnedFd, StartError> {
     if !fs::metadata(directory)
         .map_err(failed("open the root file system", directory))?
         .is_dir()
@@ -47,7 +47,11 @@ pub(crate) fn bundle(directory: &Path) -> Result<OwnedFd, StartError> {
     }
     let tree = mount::clone_tree(path::here(), &c_path(directory)?, true)
         .map_err(failed("open the root file system", directory))?;
-    private(tree.as_fd()).map_err(failed("open the root file system", directory))?;
+    let change = Change {
+        propagation: if slave { libc::MS_SLAVE } else { libc::MS_PRIVATE },
+        ..Change::default()
+    };
+    mount::change(tree.as_fd(), change, true).map_err(failed("open the root file system", directory))?;
     Ok(tree)
 }
 

@@ -47,6 +47,8 @@ fn options() -> Options<'static> {
         keep_keyring: false,
         bundle: None,
         die_with_parent: true,
+        program: None,
+        state: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use super::{OciError, refused};
 
 /// Flags with a value, in any command.
-const VALUES: [&str; 24] = [
+const VALUES: &[&str] = &[
     "root",
     "log",
     "log-format",
@@ -29,11 +29,29 @@ const VALUES: [&str; 24] = [
     "interval",
     "additional-gids",
     "cgroup",
-    "rlimit",
-    "ignored",
+    "blkio-weight",
+    "cpu-period",
+    "cpu-quota",
+    "cpu-burst",
+    "cpu-share",
+    "cpu-rt-period",
+    "cpu-rt-runtime",
+    "cpu-idle",
+    "cpuset-cpus",
+    "cpuset-mems",
+    "memory",
+    "memory-reservation",
+    "memory-swap",
+    "kernel-memory",
+    "kernel-memory-tcp",
+    "pids-limit",
+    "l3-cache-schema",
+    "mem-bw-schema",
+    "image-path",
+    "work-path",
 ];
 /// Flags without.
-const SWITCHES: [&str; 19] = [
+const SWITCHES: &[&str] = &[
     "debug",
     "systemd-cgroup",
     "version",
@@ -50,11 +68,10 @@ const SWITCHES: [&str; 19] = [
     "stats",
     "no-new-privs",
     "ignore-paused",
-    "read-only",
-    "features",
-    "no-mount-fallback",
+    "leave-running",
+    "file-locks",
 ];
-const SHORT: [(&str, &str); 11] = [
+const SHORT: &[(&str, &str)] = &[
     ("b", "bundle"),
     ("p", "process"),
     ("d", "detach"),
@@ -64,9 +81,23 @@ const SHORT: [(&str, &str); 11] = [
     ("q", "quiet"),
     ("e", "env"),
     ("u", "user"),
+    ("g", "additional-gids"),
+    ("c", "cap"),
+    ("r", "resources"),
     ("v", "version"),
     ("h", "help"),
 ];
+
+/// The whole name of a flag: what `-f` stands for hangs on the verb.
+fn long<'a>(name: &'a str, verb: Option<&str>) -> &'a str {
+    if name == "f" && matches!(verb, Some("list" | "ps")) {
+        return "format";
+    }
+    SHORT
+        .iter()
+        .find(|(short, _)| *short == name)
+        .map_or(name, |(_, long)| long)
+}
 
 /// What was said.
 #[derive(Debug, Default)]
@@ -88,13 +119,14 @@ impl Arguments {
         });
         while let Some(argument) = rest.next() {
             let argument = argument?;
-            // Of `exec ID PROGRAM ...` all from the program on is its own; `ps ID ...` likewise.
+            // Of `exec ID PROGRAM ...` all from the program on is its own; `ps ID OPTIONS` likewise, but for `--format`.
             let own = matches!(parsed.verb.as_deref(), Some("exec" | "ps")) && !parsed.words.is_empty();
+            let options = parsed.verb.as_deref() == Some("ps") && !argument.starts_with("--");
             if argument == "--" {
                 parsed.words.extend(rest.collect::<Result<Vec<_>, _>>()?);
                 break;
             }
-            let is_program = own && (!argument.starts_with('-') || parsed.words.len() > 1);
+            let is_program = own && (!argument.starts_with('-') || options || parsed.words.len() > 1);
             if is_program {
                 parsed.words.push(argument);
                 parsed.words.extend(rest.collect::<Result<Vec<_>, _>>()?);
@@ -115,10 +147,7 @@ impl Arguments {
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (flag, None),
             };
-            let long = SHORT
-                .iter()
-                .find(|(short, _)| *short == name)
-                .map_or(name, |(_, long)| long);
+            let long = long(name, parsed.verb.as_deref());
             // `kill` has signals, which may look like `-9`, as its last word.
             if parsed.verb.as_deref() == Some("kill") && name.bytes().all(|byte| byte.is_ascii_digit()) {
                 parsed.words.push(name.to_owned());
@@ -153,7 +182,33 @@ impl Arguments {
 
     /// Whether a switch is on.
     pub(super) fn is(&self, flag: &str) -> bool {
-        self.value(flag) == Some("true")
+        matches!(self.value(flag), Some("true" | "t" | "T" | "TRUE" | "True" | "1"))
+    }
+
+    /// A flag that is a number.
+    pub(super) fn number<T: std::str::FromStr>(&self, flag: &str) -> Result<Option<T>, OciError> {
+        let parse = |text: &str| {
+            text.parse()
+                .map_err(|_| refused(format!("invalid value {text:?} for flag --{flag}")))
+        };
+        self.value(flag).map(parse).transpose()
+    }
+
+    /// Whether as many words were given as the verb takes.
+    pub(super) fn expect(&self, least: usize, most: usize) -> Result<(), OciError> {
+        let verb = self.verb.as_deref().unwrap_or_default();
+        match self.words.len() {
+            count if count < least && least == 1 && most == 1 => Err(refused(format!(
+                "{verb:?} requires exactly 1 argument: container id cannot be empty"
+            ))),
+            count if count < least => Err(refused(format!(
+                "{verb:?} requires a minimum of {least} arguments"
+            ))),
+            count if count > most => Err(refused(format!(
+                "{verb:?} requires at most {most} arguments, not {count}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The container's id, checked.
@@ -201,7 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn a_short_flag_means_what_its_verb_says() {
+        assert_eq!(parse("list -f json").unwrap().value("format"), Some("json"));
+        assert!(parse("delete -f ID").unwrap().is("force"));
+        let ps = parse("ps ID -e -f").unwrap();
+        assert_eq!(ps.words, ["ID", "-e", "-f"]);
+        let ps = parse("ps ID --format json").unwrap();
+        assert_eq!((ps.words.len(), ps.value("format")), (1, Some("json")));
+    }
+
+    #[test]
     fn bad_words_are_refused() {
+        assert!(parse("state a b").unwrap().expect(1, 1).is_err());
+        assert!(parse("state").unwrap().expect(1, 1).is_err());
+        assert!(
+            parse("update --cpu-quota x ID")
+                .unwrap()
+                .number::<i64>("cpu-quota")
+                .is_err()
+        );
         assert!(parse("create --frobnicate ID").is_err());
         assert!(parse("create --bundle").is_err());
         assert!(parse("create ../x").unwrap().id().is_err());

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -17,18 +17,35 @@ use crate::cgroup::{Cgroup, Layout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
+    Creating,
     Created,
     Running,
     Stopped,
     Paused,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Stopped => "stopped",
+            Status::Paused => "paused",
+        })
+    }
+}
+
 /// What is kept.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Record {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
+    /// Its creation has not ended; without the creator's lock, it was interrupted.
+    #[serde(default)]
+    pub(super) creating: bool,
+    /// 0 while there is none yet.
     pub(super) pid: i32,
     /// Field 22 of /proc/PID/stat: with the number it names the process for good.
     pub(super) start_time: u64,
@@ -36,6 +53,14 @@ pub(super) struct Record {
     pub(super) created: String,
     pub(super) config: Spec,
 }
+
+/// Where a created container waits for `start`.
+const FIFO: &str = "exec.fifo";
+const STATE: &str = "state.json";
+/// The next state, until it takes the place of the last.
+const NEW: &str = "state.json.new";
+/// Held by the one command that changes the container.
+const LOCK: &str = "lock";
 
 /// A container's directory, locked.
 #[derive(Debug)]
@@ -69,40 +94,57 @@ impl Directory {
             }
             result => result.map_err(fail("make", &path))?,
         }
-        Self::lock(path)
-    }
-
-    /// Opens that of an existing container.
-    pub(super) fn open(root: &Path, id: &str) -> Result<Self, OciError> {
-        let path = root.join(id);
-        if !path.is_dir() {
-            return Err(OciError::NoContainer { id: id.to_owned() });
-        }
-        Self::lock(path)
-    }
-
-    fn lock(path: PathBuf) -> Result<Self, OciError> {
-        let file = path.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
+        let file = path.join(LOCK);
+        OpenOptions::new()
+            .create_new(true)
             .write(true)
             .mode(0o600)
             .open(&file)
-            .map_err(fail("open", &file))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| fail("lock", &file)(io::Error::from(errno)))?;
-        Ok(Directory { path, _lock: lock })
+            .map_err(fail("make", &file))?;
+        Self::lock(path)
+    }
+
+    /// Opens that of an existing container, once no other command works on it.
+    pub(super) fn open(root: &Path, id: &str) -> Result<Self, OciError> {
+        let path = root.join(id);
+        match Self::lock(path) {
+            Err(OciError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(OciError::NoContainer { id: id.to_owned() })
+            }
+            result => result,
+        }
+    }
+
+    fn lock(path: PathBuf) -> Result<Self, OciError> {
+        let file = path.join(LOCK);
+        loop {
+            // Never made here: in a directory that is being removed it would stay.
+            let lock = OpenOptions::new()
+                .write(true)
+                .open(&file)
+                .map_err(fail("open", &file))?;
+            let lock = Flock::lock(lock, FlockArg::LockExclusive)
+                .map_err(|(_, errno)| fail("lock", &file)(io::Error::from(errno)))?;
+            // While we waited the container may have been deleted, and another made in its place.
+            let held = lock.metadata().map_err(fail("look at", &file))?.ino();
+            match fs::metadata(&file) {
+                Ok(there) if there.ino() == held => return Ok(Directory { path, _lock: lock }),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(fail("look at", &file)(error));
+                }
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn fifo(&self) -> PathBuf {
-        self.path.join("exec.fifo")
+        self.path.join(FIFO)
     }
 
     /// Writes the record: after a crash it is there whole or not at all.
     pub(super) fn write(&self, record: &Record) -> Result<(), OciError> {
-        let path = self.path.join("state.json");
-        let new = self.path.join("state.json.new");
+        let path = self.path.join(STATE);
+        let new = self.path.join(NEW);
         let bytes = serde_json::to_vec(record).map_err(|source| OciError::Json {
             path: path.clone(),
             source,
@@ -122,42 +164,109 @@ impl Directory {
 
     /// Reads the record; none when the container's creation did not come that far.
     pub(super) fn read(&self) -> Result<Option<Record>, OciError> {
-        let path = self.path.join("state.json");
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(fail("read", &path))?,
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| OciError::Json { path, source })
+        read(&self.path)
     }
 
-    /// Removes it.
+    /// Removes it; the lock last, so that after a crash on the way somebody can finish.
     pub(super) fn remove(self) -> Result<(), OciError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fail("remove", &self.path)(error)),
+        for name in [FIFO, NEW, STATE, LOCK] {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(fail("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        fs::remove_dir(&self.path).map_err(fail("remove", &self.path))
+    }
+
+    /// Removes what a creator left that ended before it had made the lock; something else stays.
+    pub(super) fn remove_empty(root: &Path, id: &str) -> Result<(), OciError> {
+        let path = root.join(id);
+        match fs::remove_dir(&path) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(fail("remove", &path)(error))
+            }
             _ => Ok(()),
         }
     }
 
     pub(super) fn status(&self, record: &Record) -> Result<Status, OciError> {
-        if record.process()?.is_none() {
-            return Ok(Status::Stopped);
-        }
-        if self.fifo().exists() {
-            return Ok(Status::Created);
-        }
-        if record.cgroup()?.is_frozen()? {
-            Ok(Status::Paused)
-        } else {
-            Ok(Status::Running)
+        match status(&self.path, record)? {
+            // We hold the lock: whoever made it has died.
+            Status::Creating => Ok(Status::Stopped),
+            status => Ok(status),
         }
     }
+}
+
+fn read(directory: &Path) -> Result<Option<Record>, OciError> {
+    let path = directory.join(STATE);
+    let text = match fs::read(&path) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        result => result.map_err(fail("read", &path))?,
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|source| OciError::Json { path, source })
+}
+
+fn status(directory: &Path, record: &Record) -> Result<Status, OciError> {
+    if record.creating {
+        return Ok(Status::Creating);
+    }
+    if record.process()?.is_none() {
+        return Ok(Status::Stopped);
+    }
+    if record.cgroup()?.is_frozen()? {
+        return Ok(Status::Paused);
+    }
+    if directory.join(FIFO).exists() {
+        return Ok(Status::Created);
+    }
+    Ok(Status::Running)
+}
+
+/// Looks at a container without its lock: the file is replaced whole, and a hook may ask while the lock is held.
+pub(super) fn look(root: &Path, id: &str) -> Result<(Record, Status), OciError> {
+    let directory = root.join(id);
+    let record = read(&directory)?.ok_or_else(|| OciError::NoContainer { id: id.to_owned() })?;
+    let status = status(&directory, &record)?;
+    Ok((record, status))
+}
+
+/// The user name of whoever made the container; its number where nobody has one.
+pub(super) fn owner(root: &Path, id: &str) -> Result<String, OciError> {
+    let path = root.join(id);
+    let uid = fs::metadata(&path).map_err(fail("look at", &path))?.uid();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default(); // a machine without one has no names
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    Ok(name.unwrap_or_else(|| format!("#{uid}")))
 }
 
 impl Record {
     /// Its process by descriptor; none once it has ended.
     pub(super) fn process(&self) -> Result<Option<OwnedFd>, OciError> {
+        if self.pid <= 0 {
+            return Ok(None);
+        }
         let pidfd = match sys::process::pidfd_open(self.pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
@@ -182,6 +291,28 @@ impl Record {
 
     pub(super) fn cgroup(&self) -> Result<Cgroup, OciError> {
         Ok(Cgroup::open(&Layout::detect()?, &self.cgroup)?)
+    }
+
+    /// As long as there is nothing to exec into: what `delete` and hooks need.
+    pub(super) fn outline(&self) -> Record {
+        let mut config = Spec::default();
+        config
+            .set_root(self.config.root().clone())
+            .set_hooks(self.config.hooks().clone())
+            .set_annotations(self.config.annotations().clone())
+            .set_process(None)
+            .set_mounts(None)
+            .set_linux(None);
+        Record {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            creating: self.creating,
+            pid: self.pid,
+            start_time: self.start_time,
+            cgroup: self.cgroup.clone(),
+            created: self.created.clone(),
+            config,
+        }
     }
 
     /// What `state` prints and `list` lists.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
@@ -34,17 +35,51 @@ pub(super) fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(invalid("linux.seccomp.flags", "notifications are not supported"));
+                if listener(profile)?.is_none() {
+                    return Err(invalid(
+                        "linux.seccomp.flags",
+                        "there is no notification to wait for",
+                    ));
+                }
+                32
             }
         };
     }
-    if profile.listener_path().is_some() {
+    listener(profile)?;
+    Ok(bits)
+}
+
+/// Where the supervisor of a profile with notifications listens; none when the profile has no notification.
+pub(super) fn listener(profile: &LinuxSeccomp) -> Result<Option<&Path>, SeccompError> {
+    let notify = LinuxSeccompAction::ScmpActNotify;
+    if profile.default_action() == notify {
         return Err(invalid(
-            "linux.seccomp.listenerPath",
-            "notifications are not supported",
+            "linux.seccomp.defaultAction",
+            "SCMP_ACT_NOTIFY would also ask for what hands the listener over",
         ));
     }
-    Ok(bits)
+    let mut asked = profile
+        .syscalls()
+        .iter()
+        .flatten()
+        .filter(|rule| rule.action() == notify)
+        .flat_map(|rule| rule.names())
+        .peekable();
+    if asked.peek().is_none() {
+        // As with runc, a path alone means nothing: there is no descriptor to hand over.
+        return Ok(None);
+    }
+    if asked.any(|name| name == "sendmsg") {
+        return Err(invalid(
+            "linux.seccomp.syscalls",
+            "SCMP_ACT_NOTIFY of sendmsg, by which the listener is handed over",
+        ));
+    }
+    match profile.listener_path() {
+        Some(path) if path.is_absolute() => Ok(Some(path)),
+        Some(_) => Err(invalid("linux.seccomp.listenerPath", "must be absolute")),
+        None => Err(invalid("linux.seccomp.listenerPath", "SCMP_ACT_NOTIFY needs one")),
+    }
 }
 
 const EPERM: u32 = 1;
@@ -63,12 +98,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
         }
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
         LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(invalid(
-                "linux.seccomp",
-                "notifications (SCMP_ACT_NOTIFY) are not supported",
-            ));
-        }
+        LinuxSeccompAction::ScmpActNotify => ScmpAction::Notify,
     })
 }
 

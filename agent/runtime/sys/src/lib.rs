@@ -14,6 +14,7 @@ pub mod memory;
 pub mod mount;
 pub mod path;
 pub mod process;
+pub mod schedule;
 pub mod seccomp;
 pub mod socket;
 pub mod tty;

@@ -1,5 +1,6 @@
 //! Sockets between processes of ours, descriptors sent through them, and the loopback interface.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -144,6 +145,27 @@ pub fn recv_fds(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize,
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
     Ok((count, fds))
+}
+
+/// A socket to the kernel's routing tables of this network namespace (rtnetlink(7)).
+pub fn netlink_route() -> io::Result<OwnedFd> {
+    // SAFETY: integers; the result is a new descriptor.
+    own(libc::c_long::from(unsafe {
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_ROUTE,
+        )
+    }))
+}
+
+/// The number of an interface of this network namespace.
+pub fn interface_index(name: &CStr) -> io::Result<u32> {
+    // SAFETY: the name is terminated.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
 }
 
 /// Brings the loopback interface of this network namespace up.

@@ -39,6 +39,22 @@ pub fn set_controlling(slave: BorrowedFd<'_>) -> io::Result<()> {
     cvt_int(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
 
+/// The size of a terminal; ENOTTY when it is none.
+pub fn size(terminal: BorrowedFd<'_>) -> io::Result<Size> {
+    let mut raw = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCGWINSZ writes a winsize, for which there is room.
+    cvt_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut raw) })?;
+    Ok(Size {
+        columns: raw.ws_col,
+        rows: raw.ws_row,
+    })
+}
+
 /// Sets the size; the foreground programs get SIGWINCH.
 pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
     let raw = libc::winsize {

@@ -1,0 +1,115 @@
+//! Device nodes: in the /dev that we make, or where the configuration puts them in the image's own files.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::libc;
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
+use sys::path::{self, Resolve};
+
+use super::mounts::{Context, clean, fill};
+
+/// A node, or the same one that is there already.
+pub(super) fn node(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    mode: u32,
+    device: u64,
+    uid: u32,
+    gid: u32,
+) -> io::Result<()> {
+    match path::mknod(dir, name, mode, device) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = path::open(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::NoLinks)?;
+            let stat = path::stat(found.as_fd())?;
+            if stat.mode & libc::S_IFMT != mode & libc::S_IFMT || stat.rdev != device {
+                return Err(error);
+            }
+        }
+        result => result?,
+    }
+    path::chown(dir, name, uid, gid)
+}
+
+/// What is there already need not be made.
+pub(super) fn there(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes one below a directory, with the directories on the way; no link on it is followed.
+pub(super) fn make(
+    below: BorrowedFd<'_>,
+    inside: &Path,
+    device: &LinuxDevice,
+    context: &Context<'_>,
+) -> io::Result<()> {
+    let own = |id: u32, root: u32| root.checked_add(id).ok_or(io::ErrorKind::InvalidInput);
+    let open = |dir: BorrowedFd<'_>, name: &CStr| {
+        path::open(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0, Resolve::NoLinks)
+    };
+    let names: Vec<CString> = inside
+        .components()
+        .map(|part| CString::new(part.as_os_str().as_encoded_bytes()))
+        .collect::<Result<_, _>>()?;
+    if names.iter().any(|name| name.as_c_str() == c"..") {
+        return Err(io::Error::other(format!(
+            "device {} has a '..'",
+            device.path().display()
+        )));
+    }
+    let Some((last, parents)) = names.split_last() else {
+        return Ok(());
+    };
+    let mut dir = open(below, c".")?;
+    for name in parents {
+        there(path::mkdir(dir.as_fd(), name, 0o755))?;
+        dir = open(dir.as_fd(), name)?;
+    }
+    let kind = match device.typ() {
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        _ => libc::S_IFCHR,
+    };
+    let number = match device.typ() {
+        LinuxDeviceType::P => 0,
+        _ => path::makedev(device.major() as u32, device.minor() as u32),
+    };
+    let mode = kind | device.file_mode().unwrap_or(0o666) & 0o7777;
+    let uid = own(device.uid().unwrap_or(0), context.root_uid)?;
+    let gid = own(device.gid().unwrap_or(0), context.root_gid)?;
+    node(dir.as_fd(), last, mode, number, uid, gid)
+}
+
+/// Devices that the configuration puts elsewhere than into /dev, and all of them where nothing is mounted on /dev: in the
+/// root file system itself. A /dev that is somebody else's, by a bind mount, is left as it is.
+pub(super) fn outside(mounts: &[Mount], context: &Context<'_>) -> io::Result<()> {
+    let mounted = mounts
+        .iter()
+        .any(|mount| clean(mount.destination()) == Path::new("/dev"));
+    let old = path::umask(0); // the nodes are for everybody
+    let made = (|| {
+        if !mounted {
+            there(path::mkdir(context.root, c"dev", 0o755))?;
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+            let dev = path::open(context.root, c"dev", flags, 0, Resolve::NoLinks)?;
+            fill(dev.as_fd(), context)?;
+        }
+        for device in context.devices {
+            let place = clean(device.path());
+            if !place.starts_with("/dev") {
+                let inside = place.strip_prefix("/").map_err(|_| {
+                    io::Error::other(format!("device path {} is not absolute", place.display()))
+                })?;
+                make(context.root, inside, device, context)?;
+            }
+        }
+        Ok(())
+    })();
+    path::umask(old);
+    made
+}

@@ -1,0 +1,147 @@
+//! `kill [--all] ID [SIGNAL]` and `delete [--force] ID`.
+
+use std::os::fd::AsFd;
+
+use super::super::arguments::Arguments;
+use super::super::hooks::{self, Point};
+use super::super::state::{Directory, Record, Status, look};
+use super::super::{Globals, OciError, refused};
+use super::{END_WAIT, SIGKILL, open, step};
+
+/// A signal by number or name, with or without `SIG`; `RTMIN+3` and its kin too.
+fn signal(text: &str) -> Result<i32, OciError> {
+    let unknown = || refused(format!("unknown signal {text:?}"));
+    let real_time = |number: i32| {
+        (nix::libc::SIGRTMIN()..=nix::libc::SIGRTMAX())
+            .contains(&number)
+            .then_some(number)
+            .ok_or_else(unknown)
+    };
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(unknown())
+        };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    for (base, first) in [("RTMIN", nix::libc::SIGRTMIN()), ("RTMAX", nix::libc::SIGRTMAX())] {
+        if let Some(offset) = name.strip_prefix(base) {
+            let offset: i32 = match offset {
+                "" => 0,
+                offset => offset.parse().map_err(|_| unknown())?,
+            };
+            return real_time(first.saturating_add(offset));
+        }
+    }
+    format!("SIG{name}")
+        .parse::<nix::sys::signal::Signal>()
+        .map(|signal| signal as i32)
+        .map_err(|_| unknown())
+}
+
+pub(super) fn kill(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
+    let signal = signal(arguments.words.get(1).map_or("SIGTERM", String::as_str))?;
+    // Without the lock: a start that hangs in a hook can still be ended.
+    let (record, status) = look(&globals.root, arguments.id()?)?;
+    if arguments.is("all") {
+        let cgroup = record.cgroup()?;
+        if signal == SIGKILL {
+            cgroup.kill()?;
+        } else if cgroup.exists() {
+            for pid in cgroup.pids()? {
+                send(pid, signal)?;
+            }
+        }
+        return Ok(0);
+    }
+    // runtime-spec 1.2, runtime.md, Kill: neither created nor running "MUST generate an error".
+    let process = if status == Status::Stopped {
+        None
+    } else {
+        record.process()?
+    };
+    let Some(process) = process else {
+        return Err(refused("container not running"));
+    };
+    sys::process::pidfd_send_signal(process.as_fd(), signal)
+        .map_err(step("signal the container's process"))?;
+    if signal == SIGKILL && status == Status::Paused {
+        // cgroup v1: a frozen process is not ended by SIGKILL until it thaws.
+        record.cgroup()?.thaw()?;
+    }
+    Ok(0)
+}
+
+fn send(pid: i32, signal: i32) -> Result<(), OciError> {
+    match sys::process::kill(pid, signal) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+        result => result.map_err(step("signal a process of the container")),
+    }
+}
+
+pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
+    let id = arguments.id()?;
+    let force = arguments.is("force");
+    let (directory, record, status) = match open(globals, arguments) {
+        // As runc: forced, what is not there is gone.
+        Err(OciError::NoContainer { .. }) if force => {
+            return match Directory::open(&globals.root, id) {
+                // Its creation ended before there was anything to record.
+                Ok(directory) => directory.remove().map(|()| 0),
+                Err(OciError::NoContainer { .. }) => Directory::remove_empty(&globals.root, id).map(|()| 0),
+                Err(error) => Err(error),
+            };
+        }
+        result => result?,
+    };
+    // runtime-spec 1.2, runtime.md, Delete: not stopped "MUST have no effect on the container and MUST generate an error".
+    // Deviation: one that was created and never started may be deleted, as with runc, on which engines rely.
+    if !matches!(status, Status::Stopped | Status::Created) && !force {
+        return Err(refused(format!(
+            "cannot delete container {id} that is not stopped: it is {status}"
+        )));
+    }
+    destroy(globals, directory, record)?;
+    Ok(0)
+}
+
+/// Ends and removes what is left of a container, then tells its poststop hooks.
+pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -> Result<(), OciError> {
+    let cgroup = record.cgroup()?;
+    if cgroup.exists() {
+        cgroup.kill()?;
+    }
+    if let Some(process) = record.process()? {
+        sys::process::pidfd_send_signal(process.as_fd(), SIGKILL)
+            .map_err(step("end the container's process"))?;
+        sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
+            .map_err(step("wait for the container's end"))?;
+    }
+    cgroup.remove(END_WAIT)?;
+    directory.remove()?;
+    // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
+    // remaining hooks and lifecycle continue as if the hook had succeeded".
+    hooks::run_all(&record, Point::Poststop, Status::Stopped, &globals.log);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::signal;
+
+    #[test]
+    fn signals_are_read_by_number_and_name() {
+        for text in ["9", "KILL", "SIGKILL", "sigkill"] {
+            assert_eq!(signal(text).unwrap(), 9);
+        }
+        assert_eq!(signal("SIGRTMIN+3").unwrap(), 37);
+        assert_eq!(signal("rtmax-1").unwrap(), 63);
+        for text in [
+            "0", "65", "-1", "SIGNOPE", "", "SIG", "RTMIN-1", "RTMAX+1", "RTMIN+x",
+        ] {
+            assert!(signal(text).is_err(), "{text:?}");
+        }
+    }
+}

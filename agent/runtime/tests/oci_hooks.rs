@@ -1,0 +1,218 @@
+//! Hooks of the OCI configuration at their six points: needs root and busybox (static).
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod bundle;
+
+use std::fs;
+
+use bundle::Bundle;
+use serde_json::{Value, json};
+
+/// A hook of the host's that writes what it is and sees into a file beside the bundle.
+fn tells(bundle: &Bundle, point: &str) -> Value {
+    let directory = bundle.path().display();
+    let script = format!(
+        "cat > {directory}/{point}.state; echo {point} >> {directory}/order; env > {directory}/{point}.env; \
+         readlink /proc/self/ns/mnt > {directory}/{point}.mnt; readlink /proc/self/ns/uts > {directory}/{point}.uts; \
+         echo $0 > {directory}/{point}.name"
+    );
+    json!({
+        "path": "/bin/busybox",
+        "args": ["sh", "-c", script, "zero"],
+        "env": ["PATH=/bin:/usr/bin", format!("POINT={point}")],
+        "timeout": 60,
+    })
+}
+
+fn own(kind: &str) -> String {
+    fs::read_link(format!("/proc/self/ns/{kind}"))
+        .unwrap()
+        .display()
+        .to_string()
+}
+
+/// runtime-spec 1.2, config.md, POSIX-platform Hooks; runtime.md, Lifecycle.
+#[test]
+fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
+    let bundle = Bundle::new("hooks", "echo program >> /order; exec sleep 1000");
+    let root = bundle.path().join("rootfs");
+    bundle.change(|config| {
+        config["annotations"] = json!({ "a.b": "c" });
+        config["hooks"] = json!({});
+        for point in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+            config["hooks"][point] = json!([tells(&bundle, point)]);
+        }
+        // The path is the container's, and so are all files.
+        let script = "cat > /started.state; echo startContainer >> /order; env > /started.env; id -u > /started.uid; \
+                      grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status > /started.rights";
+        config["hooks"]["startContainer"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    });
+    let file = |name: &str| {
+        fs::read_to_string(bundle.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    let state = |name: &str| -> Value { serde_json::from_str(&file(name)).unwrap() };
+    bundle.create(&["create", "c"]);
+    assert_eq!(file("order"), "prestart\ncreateRuntime\ncreateContainer\n");
+    for point in ["prestart", "createRuntime", "createContainer"] {
+        let state = state(&format!("{point}.state"));
+        assert_eq!(
+            (&state["status"], &state["id"]),
+            (&json!("creating"), &json!("c")),
+            "{point}"
+        );
+        assert_eq!(state["annotations"]["a.b"], "c");
+        assert_eq!(state["bundle"], bundle.path().to_str().unwrap());
+        assert!(state["pid"].as_i64().unwrap() > 1);
+        let env = file(&format!("{point}.env"));
+        assert!(
+            env.contains(&format!("POINT={point}\n")) && !env.contains("HOME="),
+            "{env}"
+        );
+        assert_eq!(file(&format!("{point}.name")), "zero\n");
+        // The runtime's namespaces, or the container's.
+        let ours = point != "createContainer";
+        for kind in ["mnt", "uts"] {
+            let seen = file(&format!("{point}.{kind}"));
+            assert_eq!(seen.trim() == own(kind), ours, "{point} {kind}");
+        }
+    }
+    assert!(!root.join("order").exists(), "the program runs at start only");
+    bundle.succeed(&["start", "c"]);
+    assert_eq!(
+        fs::read_to_string(root.join("order")).unwrap(),
+        "startContainer\nprogram\n"
+    );
+    let started: Value =
+        serde_json::from_str(&fs::read_to_string(root.join("started.state")).unwrap()).unwrap();
+    assert_eq!(started["status"], "created");
+    assert!(
+        !fs::read_to_string(root.join("started.env"))
+            .unwrap()
+            .contains("HOME=")
+    );
+    // An image's program gets no more rights than the container has.
+    assert_eq!(
+        fs::read_to_string(root.join("started.rights")).unwrap(),
+        "NoNewPrivs:\t1\nSeccomp:\t2\n"
+    );
+    assert_eq!(state("poststart.state")["status"], "running");
+    assert!(!bundle.path().join("poststop.state").exists());
+    bundle.succeed(&["kill", "c", "KILL"]);
+    bundle.wait_status("stopped");
+    bundle.succeed(&["delete", "c"]);
+    assert_eq!(state("poststop.state")["status"], "stopped");
+    assert_eq!(
+        file("order"),
+        "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n"
+    );
+}
+
+/// runtime.md, Lifecycle 3 to 5: "MUST generate an error, stop the container, and continue the lifecycle at step 12".
+#[test]
+fn a_hook_that_fails_at_create_undoes_it_and_tells_the_poststop_hooks() {
+    for point in ["prestart", "createRuntime", "createContainer"] {
+        let bundle = Bundle::new(&format!("fail-{point}"), "true");
+        bundle.change(|config| {
+            config["hooks"] = json!({ "poststop": [tells(&bundle, "poststop")] });
+            config["hooks"][point] = json!([
+                { "path": "/bin/busybox", "args": ["sh", "-c", "echo so bad >&2; exit 7"] },
+                tells(&bundle, "second"),
+            ]);
+        });
+        let said = bundle.fail(&["create", "c"]);
+        assert!(
+            said.contains(point) && said.contains("so bad") && said.contains('7'),
+            "{said}"
+        );
+        assert!(
+            !bundle.path().join("second.state").exists(),
+            "none after the one that failed"
+        );
+        assert!(bundle.path().join("poststop.state").exists());
+        assert_eq!(fs::read_dir(bundle.path().join("state")).unwrap().count(), 0);
+    }
+}
+
+/// runtime.md, Lifecycle 7: an error, and the container is stopped.
+#[test]
+fn a_start_container_hook_that_fails_stops_the_container() {
+    let bundle = Bundle::new("fail-start", "echo ran > /ran; exec sleep 1000");
+    bundle.change(|config| {
+        config["hooks"] = json!({ "startContainer": [{ "path": "/bin/false" }] });
+    });
+    bundle.create(&["create", "c"]);
+    assert!(bundle.fail(&["start", "c"]).contains("startContainer"));
+    bundle.wait_status("stopped");
+    assert!(!bundle.path().join("rootfs/ran").exists());
+    bundle.succeed(&["delete", "c"]);
+    // A file that is not there is an error too; it is looked for in the container.
+    bundle.change(|config| {
+        config["hooks"] = json!({ "startContainer": [{ "path": "/usr/bin/env" }] });
+    });
+    assert!(bundle.fail(&["run", "c"]).contains("no such file or directory"));
+    bundle.fail(&["state", "c"]);
+}
+
+/// runtime.md, Lifecycle 9 and 13: "MUST log a warning, but the remaining hooks and lifecycle continue".
+#[test]
+fn hooks_that_fail_after_the_start_are_warnings() {
+    let bundle = Bundle::new("fail-post", "exit 5");
+    bundle.change(|config| {
+        let bad = json!({ "path": "/bin/false" });
+        config["hooks"] = json!({
+            "poststart": [bad, tells(&bundle, "poststart")],
+            "poststop": [bad, tells(&bundle, "poststop")],
+        });
+    });
+    let log = bundle.path().join("log");
+    let output = bundle.call(&["--log", log.to_str().unwrap(), "--log-format", "json", "run", "c"]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    for point in ["poststart", "poststop"] {
+        assert!(bundle.path().join(format!("{point}.state")).exists());
+    }
+    let text = fs::read_to_string(log).unwrap();
+    let warnings = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["level"] == "warning");
+    assert_eq!(warnings.count(), 2, "{text}");
+}
+
+#[test]
+fn a_hook_that_takes_too_long_is_ended_and_one_may_ask_for_the_state() {
+    let bundle = Bundle::new("timeout", "true");
+    let directory = bundle.path().display().to_string();
+    for point in ["createRuntime", "createContainer"] {
+        bundle.change(|config| {
+            config["hooks"] = json!({});
+            config["hooks"][point] =
+                json!([{ "path": "/bin/busybox", "args": ["sleep", "1000"], "timeout": 1 }]);
+        });
+        assert!(
+            bundle.fail(&["create", "c"]).contains("did not end in 1 s"),
+            "{point}"
+        );
+    }
+    bundle.change(|config| {
+        let asks = json!({
+            "path": env!("CARGO_BIN_EXE_bulkhead-runtime"),
+            "args": ["bulkhead-runtime", "--root", format!("{directory}/state"), "state", "c"],
+            "timeout": 60,
+        });
+        config["hooks"] = json!({ "createRuntime": [asks], "poststart": [asks], "startContainer": [] });
+    });
+    assert_eq!(bundle.call(&["run", "c"]).status.code(), Some(0));
+}
+
+#[test]
+fn hooks_that_the_specification_forbids_are_refused() {
+    let bundle = Bundle::new("bad", "true");
+    for hook in [
+        json!({ "path": "bin/true" }),
+        json!({ "path": "/bin/true", "timeout": 0 }),
+    ] {
+        bundle.change(|config| config["hooks"] = json!({ "poststop": [hook] }));
+        assert!(bundle.fail(&["create", "c"]).contains("hooks.poststop[0]"));
+    }
+}

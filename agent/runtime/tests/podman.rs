@@ -1,0 +1,322 @@
+//! Debian's podman with our runtime: needs root, podman, conmon and busybox (static). All of its state is a directory of
+//! the test's own, its cgroups lie below one of the test's own, and there is no network to set up.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use runtime::cgroup::{Cgroup, Layout};
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Podman {
+    temp: TempDir,
+    cgroup: PathBuf,
+}
+
+impl Podman {
+    /// None, and the reason on standard error, where podman is not installed.
+    fn new(test: &str) -> Option<Podman> {
+        for program in ["podman", "conmon"] {
+            let found = Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            if found.is_err() {
+                eprintln!("skipped: {test}: {program} is not installed");
+                return None;
+            }
+        }
+        // Below /var/tmp: an overlay's upper layer cannot lie on every tmpfs, and paths of sockets are short.
+        let temp = tempfile::Builder::new()
+            .prefix("bh-podman-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let cgroup = PathBuf::from(format!("/bulkhead-test-podman-{}", std::process::id()));
+        let podman = Podman { temp, cgroup };
+        let containers = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nlock_type = \"file\"\n\
+             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{}\"]\n",
+            env!("CARGO_BIN_EXE_bulkhead-runtime")
+        );
+        fs::write(podman.path("containers.conf"), containers).unwrap();
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\nrunroot = \"{}\"\ngraphroot = \"{}\"\n",
+            podman.path("run").display(),
+            podman.path("root").display()
+        );
+        fs::write(podman.path("storage.conf"), storage).unwrap();
+        podman.image();
+        Some(podman)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    /// A root file system of busybox and its links, imported.
+    fn image(&self) {
+        let root = self.path("image");
+        for directory in ["bin", "etc", "tmp"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::copy("/usr/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        for applet in [
+            "sh", "sleep", "echo", "cat", "id", "grep", "touch", "ls", "true", "dd", "hostname",
+        ] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\n").unwrap();
+        let archive = self.path("image.tar");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(&root)
+            .arg("-cf")
+            .arg(&archive)
+            .arg(".")
+            .status();
+        assert!(packed.unwrap().success());
+        self.succeed(&["import", archive.to_str().unwrap(), "hello:1"]);
+    }
+
+    fn call(&self, arguments: &[&str]) -> Output {
+        let at = |name: &str| self.path(name);
+        let mut command = Command::new("podman");
+        command
+            .env("CONTAINERS_CONF", at("containers.conf"))
+            .env("CONTAINERS_STORAGE_CONF", at("storage.conf"))
+            .env("HOME", self.temp.path())
+            .env("TMPDIR", self.temp.path())
+            .arg("--root")
+            .arg(at("root"))
+            .arg("--runroot")
+            .arg(at("run"))
+            .arg("--tmpdir")
+            .arg(at("tmp"))
+            .args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.call(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// `podman run` with these flags: exit code and output.
+    fn run(&self, flags: &[&str], program: &[&str]) -> (i32, String) {
+        let parent = self.cgroup.to_str().unwrap();
+        let mut words = vec!["run", "--network", "none", "--cgroup-parent", parent];
+        words.extend(flags);
+        words.push("hello:1");
+        words.extend(program);
+        let output = self.call(&words);
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        (output.status.code().unwrap_or(-1), text)
+    }
+
+    #[track_caller]
+    fn says(&self, flags: &[&str], program: &[&str], expected: &str) {
+        let mut all = vec!["--rm"];
+        all.extend(flags);
+        assert_eq!(
+            self.run(&all, program),
+            (0, expected.to_owned()),
+            "{flags:?} {program:?}"
+        );
+    }
+
+    fn inspect(&self, name: &str, field: &str) -> String {
+        self.succeed(&["inspect", "--format", field, name])
+            .trim()
+            .to_owned()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, mut reached: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !reached() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        }
+    }
+
+    /// A container that goes on, in the background.
+    #[track_caller]
+    fn background(&self, name: &str, flags: &[&str]) {
+        let mut all = vec!["-d", "--name", name];
+        all.extend(flags);
+        let (code, text) = self.run(
+            &all,
+            &[
+                "sh",
+                "-c",
+                "echo started; trap 'exit 5' TERM; while :; do sleep 0.1; done",
+            ],
+        );
+        assert_eq!(code, 0, "{text}");
+        self.wait_for("the program speaks", || {
+            self.succeed(&["logs", name]).contains("started")
+        });
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let removed = self.call(&["rm", "--all", "--force", "--time", "0"]);
+        let cgroup = Cgroup::open(&Layout::detect().unwrap(), &self.cgroup).unwrap();
+        // conmon is in there too, and ends with its container.
+        let gone = cgroup.remove(Duration::from_secs(20));
+        if !std::thread::panicking() {
+            assert!(removed.status.success(), "{removed:?}");
+            gone.unwrap();
+        }
+    }
+}
+
+#[test]
+fn podman_runs_its_containers_with_our_runtime() {
+    let Some(podman) = Podman::new("podman_runs_its_containers_with_our_runtime") else {
+        return;
+    };
+    podman.says(&[], &["echo", "hello"], "hello\n");
+    assert_eq!(podman.run(&["--rm"], &["sh", "-c", "exit 7"]).0, 7);
+    let (code, text) = podman.run(&["--rm"], &["/no/such"]);
+    assert_eq!(code, 127, "{text}");
+    let (code, text) = podman.run(&["--rm"], &["/etc"]);
+    assert_eq!(code, 126, "{text}");
+    podman.says(
+        &["--user", "user", "--hostname", "h"],
+        &["sh", "-c", "id -u; hostname"],
+        "1000\nh\n",
+    );
+    podman.says(
+        &["--env", "A=b", "--workdir", "/tmp"],
+        &["sh", "-c", "echo $A; pwd"],
+        "b\n/tmp\n",
+    );
+    let volume = podman.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let bind = format!("{}:/v", volume.display());
+    podman.says(&["-v", &bind], &["sh", "-c", "echo written > /v/file"], "");
+    assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "written\n");
+    let (code, _) = podman.run(&["--rm", "-v", &format!("{bind}:ro")], &["touch", "/v/file"]);
+    assert_ne!(code, 0);
+    podman.says(
+        &["--tmpfs", "/t:size=64k"],
+        &["sh", "-c", "grep -c ' /t tmpfs' /proc/mounts"],
+        "1\n",
+    );
+    assert_ne!(podman.run(&["--rm", "--read-only"], &["touch", "/x"]).0, 0);
+    let mask = |flags: &[&str]| {
+        let mut all = vec!["--rm"];
+        all.extend(flags);
+        let (code, text) = podman.run(&all, &["grep", "CapEff", "/proc/self/status"]);
+        assert_eq!(code, 0, "{text}");
+        u64::from_str_radix(text.split_whitespace().last().unwrap(), 16).unwrap()
+    };
+    assert_ne!(mask(&[]) & 1, 0);
+    assert_eq!(mask(&["--cap-drop", "CHOWN"]) & 1, 0);
+    assert_eq!(mask(&["--cap-drop", "ALL"]), 0);
+    assert_eq!(mask(&["--cap-drop", "ALL", "--cap-add", "NET_RAW"]), 1 << 13);
+    let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
+                  /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || \
+                  { cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; }";
+    let (code, text) = podman.run(
+        &["--rm", "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5"],
+        &["sh", "-c", limits],
+    );
+    assert_eq!(code, 0, "{text}");
+    assert!(text.starts_with("67108864\n50\n"), "{text}");
+    let users = ["--uidmap", "0:700000:65536", "--gidmap", "0:700000:65536"];
+    podman.says(
+        &users,
+        &["sh", "-c", "id -u; grep -c 700000 /proc/self/uid_map; touch /x"],
+        "0\n1\n",
+    );
+    // Joins the namespaces of another by path.
+    podman.background("first", &[]);
+    podman.says(
+        &["--pid", "container:first"],
+        &["sh", "-c", "grep -l started /proc/1/cmdline"],
+        "/proc/1/cmdline\n",
+    );
+}
+
+#[test]
+fn podman_sees_through_the_life_of_a_container() {
+    let Some(podman) = Podman::new("podman_sees_through_the_life_of_a_container") else {
+        return;
+    };
+    podman.background("life", &["--memory", "64m"]);
+    assert_eq!(podman.succeed(&["logs", "life"]), "started\n");
+    assert_eq!(podman.inspect("life", "{{.State.Status}}"), "running");
+    assert_eq!(podman.succeed(&["exec", "life", "echo", "in"]), "in\n");
+    let exec = podman.call(&[
+        "exec",
+        "--user",
+        "user",
+        "--env",
+        "A=b",
+        "life",
+        "sh",
+        "-c",
+        "id -u; echo $A; exit 9",
+    ]);
+    assert_eq!(
+        (exec.status.code(), exec.stdout.as_slice()),
+        (Some(9), &b"1000\nb\n"[..]),
+        "{exec:?}"
+    );
+    assert_eq!(
+        podman.call(&["exec", "life", "/no/such"]).status.code(),
+        Some(127)
+    );
+    assert!(
+        podman
+            .succeed(&["exec", "-t", "life", "sh", "-c", "test -t 1 && echo terminal"])
+            .contains("terminal")
+    );
+    podman.succeed(&["exec", "-d", "life", "touch", "/detached"]);
+    podman.wait_for("a detached exec", || {
+        podman.call(&["exec", "life", "ls", "/detached"]).status.success()
+    });
+    podman.succeed(&["pause", "life"]);
+    assert_eq!(podman.inspect("life", "{{.State.Status}}"), "paused");
+    podman.succeed(&["unpause", "life"]);
+    assert_eq!(podman.inspect("life", "{{.State.Status}}"), "running");
+    let stats: Value =
+        serde_json::from_str(&podman.succeed(&["stats", "--no-stream", "--format", "json", "life"])).unwrap();
+    assert_eq!(stats[0]["name"], "life", "{stats}");
+    let top = podman.succeed(&["top", "life", "pid", "comm"]);
+    assert!(top.contains("sh"), "{top}");
+    podman.succeed(&["stop", "--time", "30", "life"]);
+    assert_eq!(podman.inspect("life", "{{.State.ExitCode}}"), "5");
+    podman.succeed(&["start", "life"]);
+    podman.succeed(&["kill", "--signal", "KILL", "life"]);
+    podman.succeed(&["wait", "life"]);
+    assert_eq!(podman.inspect("life", "{{.State.ExitCode}}"), "137");
+    podman.succeed(&["rm", "life"]);
+    let left = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(left).unwrap();
+    assert!(
+        !mounts.contains(&format!("{}/root/vfs/dir", podman.temp.path().display())),
+        "{mounts}"
+    );
+}
