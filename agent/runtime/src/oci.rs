@@ -8,16 +8,19 @@ mod state;
 mod verbs;
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use arguments::Arguments;
 
 /// Version of the OCI runtime specification that we implement.
 pub const SPEC_VERSION: &str = "1.2.0";
-/// State of root's containers, as no caller says otherwise.
-const ROOT: &str = "/run/bulkhead/oci";
+/// What is kept until the machine stops, of root; below it is the state of containers, as no caller says otherwise.
+const RUN: &str = "/run/bulkhead";
+/// Compiled seccomp filters, below it: the same profiles come again and again.
+const FILTERS: &str = "seccomp-cache";
 /// Exit code of a failed command; engines look at the text.
 const FAILED: i32 = 1;
 /// Of a verb that there is none of, and of an exec that did not come to its process: runc's.
@@ -156,10 +159,22 @@ fn root(arguments: &Arguments) -> PathBuf {
         Some("false") => false,
         _ => !nix::unistd::geteuid().is_root(),
     };
+    run_directory(rootless).join("oci")
+}
+
+fn run_directory(rootless: bool) -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| rootless && !directory.is_empty()) {
-        Some(directory) => PathBuf::from(directory).join("bulkhead/oci"),
-        None => PathBuf::from(ROOT),
+        Some(directory) => PathBuf::from(directory).join("bulkhead"),
+        None => PathBuf::from(RUN),
     }
+}
+
+/// Where compiled seccomp filters are kept; none where there is no place for them: then each start compiles its own.
+fn filters() -> Option<PathBuf> {
+    let directory = run_directory(!nix::unistd::geteuid().is_root()).join(FILTERS);
+    // Nobody else may write there: who can, weakens filters.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.is_ok().then_some(directory)
 }
 
 /// Where words go beside standard error.

@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
-use super::super::{Globals, OciError, refused};
+use super::super::{Globals, OciError, filters, refused};
 use super::console::{self, Console};
 use super::{END_WAIT, end, open, protect, read_json, stdio, step, write_pid};
 use crate::cgroup::{Cgroup, Layout};
@@ -174,7 +174,9 @@ fn build(
     };
     let bundle = record.bundle.clone();
     let state = record.describe(Status::Creating);
+    let filters = filters();
     let options = Options {
+        seccomp_cache: filters.as_deref(),
         state: Some(&state),
         preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
         keep_keyring: arguments.is("no-new-keyring"),

@@ -7,7 +7,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
 
 use super::super::arguments::Arguments;
 use super::super::state::{Record, Status};
-use super::super::{Globals, OciError, refused};
+use super::super::{Globals, OciError, filters, refused};
 use super::{console, open, protect, read_json, stdio, step, write_pid};
 use crate::capability;
 use crate::cgroup::Cgroup;
@@ -166,7 +166,9 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         .as_ref()
         .and_then(|linux| linux.seccomp().as_ref());
     let state = record.describe(status);
+    let filters = filters();
     let options = Options {
+        seccomp_cache: filters.as_deref(),
         state: Some(&state),
         preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
         ..Options::default()
