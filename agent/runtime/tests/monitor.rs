@@ -422,10 +422,7 @@ fn shutdown_kills_removes_and_answers() {
 fn an_idle_monitor_is_small() {
     let pod = Pod::start("small");
     pod.client().start(pod.container("a", "sleep 1000")).unwrap();
-    let own = pod.monitor_private_kib();
-    assert!(
-        own <= 4096,
-        "an idle monitor of this build has {own} KiB of its own"
-    );
+    // A build for tests is linked to run at any place: its relocated data alone is more than the installed one has in all.
+    pod.wait_until("an idle monitor is small", || pod.monitor_private_kib() <= 1024);
     pod.shutdown();
 }
