@@ -5,6 +5,7 @@
 mod bundle;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bundle::Bundle;
@@ -129,4 +130,37 @@ fn version_has_three_lines_and_bad_use_is_refused() {
     bundle.succeed(&["spec", "--bundle", made.path().to_str().unwrap()]);
     let spec: Spec = serde_json::from_slice(&fs::read(made.path().join("config.json")).unwrap()).unwrap();
     assert!(spec.process().is_some());
+}
+
+#[test]
+fn the_page_names_tests_that_exist() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(here.join("../../docs/oci.md")).unwrap();
+    let mut sources = String::new();
+    let mut directories = vec![here.join("src"), here.join("tests")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|name| name == "rs") {
+                sources.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let rows = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("`, `") || line.ends_with("` |"));
+    let names: Vec<&str> = rows
+        .filter_map(|row| row.trim_end_matches(" |").rsplit_once("| "))
+        .flat_map(|(_, last)| last.split(", "))
+        .filter_map(|name| name.strip_prefix('`')?.strip_suffix('`'))
+        .collect();
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        assert!(
+            sources.contains(&format!("fn {name}(")),
+            "no test is called {name}"
+        );
+    }
 }

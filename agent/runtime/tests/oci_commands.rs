@@ -414,3 +414,126 @@ fn commands_at_once_on_one_container_are_one_after_the_other() {
     assert_eq!(at_once(&["delete", "c"]), 1);
     assert_eq!(fs::read_dir(bundle.path().join("state")).unwrap().count(), 0);
 }
+
+/// Between create and start the first process is still the runtime (CVE-2016-9962, CVE-2019-5736, CVE-2024-21626).
+#[test]
+fn what_runs_in_a_created_container_sees_nothing_of_the_runtime() {
+    let bundle = Bundle::new("created", "true");
+    bundle.create(&["create", "c"]);
+    let look = "for f in /proc/1/fd/* /proc/1/exe /proc/1/root /proc/1/cwd; do readlink $f && echo seen; done; echo done";
+    assert_eq!(bundle.succeed(&["exec", "c", "/bin/sh", "-c", look]), "done\n");
+    // Not even who may trace it finds a file of the host's: its streams and the FIFO are all.
+    let mut looker = json!({ "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["/bin/sh", "-c", "ls /proc/1/fd | wc -l"] });
+    let capabilities = json!(["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"]);
+    looker["capabilities"] =
+        json!({ "bounding": capabilities, "effective": capabilities, "permitted": capabilities });
+    let process = bundle.path().join("process.json");
+    fs::write(&process, looker.to_string()).unwrap();
+    let count = bundle.succeed(&["exec", "--process", process.to_str().unwrap(), "c"]);
+    assert_eq!(count, "4\n");
+}
+
+/// The calls of containerd's shim, dockerd, conmon and podman, as they were recorded.
+#[test]
+fn engines_calls_are_taken_as_they_make_them() {
+    let bundle = Bundle::new("engines", "exec sleep 1000");
+    let path = |name: &str| bundle.path().join(name).to_str().unwrap().to_owned();
+    let log = path("log.json");
+    let call = |words: &[&str]| {
+        let mut all = vec![
+            "--debug",
+            "--log",
+            &log,
+            "--log-format",
+            "json",
+            "--systemd-cgroup=false",
+            "--rootless=false",
+        ];
+        all.extend(words);
+        let out = fs::File::create(bundle.path().join("out")).unwrap();
+        let mut command = bundle.command(&all);
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out);
+        let status = command.status().unwrap();
+        (status.code().unwrap(), bundle.out())
+    };
+    let pid = path("pid");
+    let bundle_path = bundle.path().to_str().unwrap();
+    let done = (0, String::new());
+    assert_eq!(
+        call(&[
+            "create",
+            "--bundle",
+            bundle_path,
+            "--pid-file",
+            &pid,
+            "--no-pivot",
+            "--no-new-keyring",
+            "c"
+        ]),
+        done
+    );
+    assert_eq!(call(&["start", "c"]), done);
+    let process = path("process.json");
+    let whole =
+        json!({ "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["/bin/sleep", "1000"], "env": [] });
+    fs::write(&process, whole.to_string()).unwrap();
+    let exec_pid = path("exec.pid");
+    assert_eq!(
+        call(&[
+            "exec",
+            "--process",
+            &process,
+            "--detach",
+            "--pid-file",
+            &exec_pid,
+            "c"
+        ]),
+        done
+    );
+    let (code, pids) = call(&["ps", "--format", "json", "c"]);
+    let pids: Vec<i32> = serde_json::from_str(&pids).unwrap();
+    assert_eq!((code, pids.len()), (0, 2));
+    for file in [&pid, &exec_pid] {
+        assert!(pids.contains(&fs::read_to_string(file).unwrap().parse().unwrap()));
+    }
+    let resources = path("resources.json");
+    fs::write(&resources, json!({ "pids": { "limit": 40 } }).to_string()).unwrap();
+    assert_eq!(call(&["update", &format!("--resources={resources}"), "c"]), done);
+    assert_eq!(call(&["pause", "c"]), done);
+    assert_eq!(call(&["resume", "c"]), done);
+    assert_eq!(call(&["events", "--stats", "c"]).0, 0);
+    assert_eq!(call(&["list", "--format=json"]).0, 0);
+    assert_eq!(call(&["kill", "c", "18"]), done);
+    assert_eq!(call(&["kill", "--all", "c", "9"]), done);
+    bundle.wait_status("stopped");
+    let (code, _) = call(&["kill", "c", "15"]);
+    assert_eq!(code, 1);
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let last = lines.iter().rfind(|line| line["level"] == "error").unwrap();
+    assert!(
+        last["msg"].as_str().unwrap().contains("container not running"),
+        "{last}"
+    );
+    assert!(lines.iter().any(|line| line["level"] == "debug"));
+    assert_eq!(call(&["delete", "c"]), done);
+    assert_eq!(call(&["delete", "--force", "c"]), done);
+    let (code, said) = call(&["state", "c"]);
+    assert!(code == 1 && said.contains("does not exist"), "{said}");
+    let (code, said) = call(&[
+        "checkpoint",
+        "--image-path",
+        "x",
+        "--work-path",
+        "y",
+        "--leave-running",
+        "c",
+    ]);
+    assert!(code == 1 && said.contains("not supported"), "{said}");
+}

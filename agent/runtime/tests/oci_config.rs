@@ -417,7 +417,7 @@ fn network_devices_are_moved_with_their_addresses() {
     let bundle = Bundle::new("netdev", "ip -o addr show dev inside; ip -o link show dev inside");
     // In a network namespace of the test's own: the runtime's is where the device comes from.
     let binary = env!("CARGO_BIN_EXE_bulkhead-runtime");
-    let set_up = "ip link add outside type dummy && ip link set outside mtu 1234 up && \
+    let set_up = "ip link add outside type veth peer name other && ip link set other up && ip link set outside mtu 1400 up && \
                   ip addr add 10.9.8.7/24 dev outside && ip addr add fd00::7/64 dev outside nodad";
     let run = |what: &str| {
         Command::new("unshare")
@@ -427,14 +427,14 @@ fn network_devices_are_moved_with_their_addresses() {
             .unwrap()
     };
     if !run(set_up).status.success() {
-        eprintln!("skipped: network_devices_are_moved_with_their_addresses: no dummy interfaces, or no ip");
+        eprintln!("skipped: network_devices_are_moved_with_their_addresses: no veth interfaces, or no ip");
         return;
     }
     bundle.change(|config| config["linux"]["netDevices"] = json!({ "outside": { "name": "inside" } }));
     let out = run(&format!("{set_up} && {binary} --root state run c && ip -o link"));
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{out:?}");
-    for word in ["10.9.8.7/24", "fd00::7/64", "mtu 1234", "UP"] {
+    for word in ["10.9.8.7/24", "fd00::7/64", "mtu 1400", "UP"] {
         assert!(text.contains(word), "{word}: {text}");
     }
     assert!(!text.contains("outside"), "{text}");

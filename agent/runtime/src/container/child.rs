@@ -417,6 +417,11 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     let plan = &whole.process;
     connect_stdio(plan, terminal)?;
     write_labels(whole)?;
+    if plan.release.is_some() {
+        // While we wait for the release we are still the runtime, with the host's files open, and others may run in the
+        // container by then: an exec, a hook. None of them may look into us (as CVE-2016-9962, CVE-2019-5736).
+        at(Step::Ready, 4, process::set_dumpable(false))?;
+    }
     for (index, limit) in plan.limits.iter().enumerate() {
         at(Step::Limit, index, cred::setrlimit(*limit))?;
     }
@@ -482,6 +487,12 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
     }
     if let Some(release) = &plan.release {
         at(Step::Ready, 0, Record::Ready.send(status))?;
+        // The parent listens no more. Who may trace everybody in the container shall find nothing of the host's.
+        at(
+            Step::Ready,
+            5,
+            fd::close_but(3 + plan.preserve_fds, release.as_fd()),
+        )?;
         let mut byte = [0];
         if at(Step::Ready, 1, fd::read(release.as_fd(), &mut byte))? == 0 {
             return at(

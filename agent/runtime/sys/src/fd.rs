@@ -12,15 +12,31 @@ pub fn close_from(first: u32) -> io::Result<()> {
     close_range(first, 0)
 }
 
+/// Closes every descriptor from `first` on but one.
+pub fn close_but(first: u32, keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd() as u32;
+    if keep < first {
+        return close_from(first);
+    }
+    if keep > first {
+        close_between(first, keep - 1, 0)?;
+    }
+    close_from(keep + 1)
+}
+
 /// Sets close-on-exec on every descriptor from `first` on, so that an exec that fails can still be told.
 pub fn cloexec_from(first: u32) -> io::Result<()> {
     close_range(first, libc::CLOSE_RANGE_CLOEXEC)
 }
 
 fn close_range(first: u32, flags: u32) -> io::Result<()> {
+    close_between(first, u32::MAX, flags)
+}
+
+fn close_between(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // SAFETY: integers. Closing a descriptor that an OwnedFd of this process still holds is the caller's matter of order:
     // it makes later calls fail with EBADF and touches no memory. Only children on their way to exec call this.
-    cvt(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+    cvt(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
 }
 
 /// Makes `target` the same open file as `fd`, not closed on exec. For 0, 1 and 2 in a child.
