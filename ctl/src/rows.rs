@@ -192,10 +192,12 @@ fn deleted(pod: &Pod, word: String, reason: String) -> (String, String) {
 }
 
 fn waiting_text(waiting: &proto::v1::ContainerStateWaiting) -> String {
+    // The node says the time of day, for those who read the object; here it is said how long that is.
+    let said = waiting.message.split("; next try at ").next().unwrap_or_default();
     match age::until(waiting.next_try_at.as_ref()) {
         next if next.is_empty() => waiting.message.clone(),
-        next if waiting.message.is_empty() => format!("next try in {next}"),
-        next => format!("{}; next try in {next}", waiting.message),
+        next if said.is_empty() => format!("next try in {next}"),
+        next => format!("{said}; next try in {next}"),
     }
 }
 

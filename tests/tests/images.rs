@@ -260,3 +260,102 @@ fn archives_of_other_tools_are_imported() {
         cluster.ready(name);
     }
 }
+
+/// A small disk in place of a directory, for as long as it lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// With what the directory holds.
+    fn over(directory: &Path, size: &str) -> Self {
+        let kept = tempfile::tempdir().expect("a directory");
+        let copy = |from: &Path, to: &Path| run(Command::new("cp").arg("-a").arg(from.join(".")).arg(to));
+        copy(directory, kept.path());
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "small"])
+            .arg(directory));
+        let disk = Self(directory.to_owned());
+        copy(kept.path(), directory);
+        disk
+    }
+
+    fn free(&self) -> u64 {
+        let disk = nix::sys::statvfs::statvfs(&self.0).expect("a disk");
+        disk.blocks_available() * disk.fragment_size()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: an agent that a failed test left still has files there.
+        let gone = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        if let Err(error) = gone {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_fills_the_disk_is_refused_and_the_rest_goes_on() {
+    if !can_run(
+        "a_layer_that_fills_the_disk_is_refused_and_the_rest_goes_on",
+        TOOLS,
+    ) {
+        return;
+    }
+    let cluster = Cluster::up_with(1, 1, &[]);
+    cluster.kill("node-1");
+    let [_, data, _] = tests::leaks::directories(&cluster.name);
+    let disk = SmallDisk::over(&Path::new(&data).join("node-1/data"), "32m");
+    cluster.bring_up();
+    wait_for("the node to take images", Duration::from_secs(30), || {
+        let image = cluster.directory().join("hello-image");
+        run(Command::new(tests::machine::root().join("deploy/hello-image")).arg(&image));
+        let import = cluster.ctl(&["image", "import", &image.display().to_string(), "hello:1"]);
+        (import.code == 0).then_some(())
+    });
+    let sleeping = |name: &str| pod(name, "hello:1") + "      command: [sleep, \"3600\"]\n";
+    cluster.apply(&sleeping("before"));
+    cluster.ready("before");
+    let free = disk.free();
+
+    // Its archive has a few MiB and fits; what it unpacks to does not.
+    let (layout, big) = (layout(&cluster), cluster.directory().join("big"));
+    std::fs::create_dir(&big).expect("a directory");
+    let dice = std::fs::read("/proc/sys/kernel/random/uuid").expect("random bytes");
+    let noise: Vec<u8> = (0..4u32 << 20)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ dice[0])
+        .collect();
+    std::fs::write(big.join("noise"), noise).expect("a file");
+    std::fs::write(big.join("zeros"), vec![0; 64 << 20]).expect("a file");
+    let image = format!("{}:1", layout.display());
+    run(Command::new("umoci")
+        .args(["insert", "--image", &image])
+        .arg(&big)
+        .arg("/big"));
+    let archive = cluster.directory().join("big.tar");
+    let target = format!("oci-archive:{}:big.example/hello:1", archive.display());
+    run(skopeo().arg(format!("oci:{image}")).arg(target));
+    let reference = "big.example/hello:1";
+    let refused = cluster.ctl(&["image", "import", &archive.display().to_string(), reference]);
+    assert_eq!(refused.code, 1, "{}{}", refused.stdout, refused.stderr);
+    assert!(
+        refused.stderr.contains("No space left on device"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!cluster.ok(&["image", "ls"]).contains("big"));
+    // The layer below came whole and may stay for the next try; nothing of the other does.
+    wait_for("what was unpacked to go", Duration::from_secs(20), || {
+        (disk.free() + (3 << 20) >= free).then_some(())
+    });
+
+    cluster.apply(&sleeping("after"));
+    cluster.ready("after");
+    let before = cluster.ready("before");
+    assert_eq!(
+        before.pointer("/status/containerStatuses/0/restartCount"),
+        Some(&0.into())
+    );
+    cluster.ok(&["delete", "pods", "before", "after"]);
+    cluster.kill("node-1");
+}

@@ -91,15 +91,6 @@ impl ImageError {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
     }
-
-    /// The disk is full: nothing of the image was kept, and a later try may succeed.
-    pub fn is_disk_full(&self) -> bool {
-        match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
-            Self::Unpack { source, .. } => source.is_disk_full(),
-            _ => false,
-        }
-    }
 }
 
 /// What an image says of the containers made from it (OCI image specification 1.1, config.md).

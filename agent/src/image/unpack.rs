@@ -67,14 +67,6 @@ pub enum UnpackError {
     },
 }
 
-impl UnpackError {
-    /// The disk is full.
-    pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Write { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
-}
-
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unpacked {
