@@ -7,7 +7,8 @@ mod bundle;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use bundle::Bundle;
 use serde_json::{Value, json};
@@ -536,4 +537,64 @@ fn engines_calls_are_taken_as_they_make_them() {
         "c",
     ]);
     assert!(code == 1 && said.contains("not supported"), "{said}");
+}
+
+#[test]
+fn sigkill_ends_all_where_no_pid_namespace_does() {
+    let bundle = Bundle::new("hostpid", "sleep 1000 & exec sleep 1000");
+    bundle.change(|config| {
+        let list = config["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|one| one["type"] != "pid");
+    });
+    bundle.create(&["create", "c"]);
+    bundle.succeed(&["start", "c"]);
+    let pids = || -> Vec<i32> { serde_json::from_str(&bundle.succeed(&["ps", "-f", "json", "c"])).unwrap() };
+    let begin = Instant::now();
+    while pids().len() != 2 {
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+    bundle.succeed(&["kill", "c", "KILL"]);
+    bundle.wait_status("stopped");
+    while !pids().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[test]
+fn descriptors_are_passed_as_told_and_no_others() {
+    let bundle = Bundle::new(
+        "fds",
+        "ls /proc/self/fd | wc -l; cat <&3; echo $LISTEN_FDS $LISTEN_PID",
+    );
+    let (file, other) = (bundle.path().join("passed"), bundle.path().join("other"));
+    fs::write(&file, "content\n").unwrap();
+    fs::write(&other, "secret").unwrap();
+    let state = bundle.path().join("state");
+    let run = |before: &str, flags: &str| {
+        // The shell opens 3 and 4; only as many as told go on.
+        let script = format!(
+            "exec 3<{} 4<{}; {before} exec {} --root {} run {flags} c",
+            file.display(),
+            other.display(),
+            env!("CARGO_BIN_EXE_bulkhead-runtime"),
+            state.display()
+        );
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(bundle.path())
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    assert_eq!(
+        run("", "--preserve-fds 1"),
+        (Some(0), "5\ncontent\n\n".to_owned())
+    );
+    let activated = run("export LISTEN_FDS=1 LISTEN_PID=$$;", "");
+    // exec keeps the shell's number, so that they are for the runtime.
+    assert_eq!(activated, (Some(0), "5\ncontent\n1 1\n".to_owned()));
+    assert!(run("", "").1.starts_with("4\n"), "none unless told");
 }
