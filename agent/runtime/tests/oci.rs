@@ -6,10 +6,12 @@ mod bundle;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bundle::Bundle;
 use oci_spec::runtime::Spec;
+use runtime::cgroup::{Cgroup, Layout};
 
 #[test]
 fn a_container_goes_through_its_life() {
@@ -162,5 +164,31 @@ fn the_page_names_tests_that_exist() {
             sources.contains(&format!("fn {name}(")),
             "no test is called {name}"
         );
+    }
+}
+
+/// Whatever a create was at when it was killed, what it made is found and removed.
+#[test]
+fn a_create_killed_at_any_point_leaves_nothing_that_force_does_not_remove() {
+    let bundle = Bundle::new("killed-create", "exec sleep 1000");
+    let group = Cgroup::open(&Layout::detect().unwrap(), &bundle.cgroup.join("c")).unwrap();
+    for point in 0..30 {
+        let mut create = bundle
+            .command(&["create", "c"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(point) {
+            std::hint::spin_loop();
+        }
+        create.kill().unwrap();
+        create.wait().unwrap();
+        bundle.succeed(&["delete", "--force", "c"]);
+        assert!(!group.exists(), "killed after {point} ms");
+        let state = fs::read_dir(bundle.path().join("state"));
+        assert_eq!(state.map_or(0, Iterator::count), 0, "killed after {point} ms");
     }
 }

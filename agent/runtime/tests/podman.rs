@@ -36,7 +36,7 @@ impl Podman {
             .prefix("bh-podman-")
             .tempdir_in("/var/tmp")
             .unwrap();
-        let cgroup = PathBuf::from(format!("/bulkhead-test-podman-{}", std::process::id()));
+        let cgroup = PathBuf::from(format!("/bulkhead-test-{}-{test}", std::process::id()));
         let podman = Podman { temp, cgroup };
         let containers = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nlock_type = \"file\"\n\

@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::arguments::Arguments;
 use super::state::{Directory, Record, Status};
@@ -202,6 +202,29 @@ fn stdio(terminal: bool, detach: bool, arguments: &Arguments) -> Result<(Stdio, 
         }
     }
 }
+
+/// How many descriptors from 3 on are passed: as told, after those that systemd passed us (sd_listen_fds(3)), of which
+/// the process then hears as the first of its PID namespace.
+fn passed_fds(arguments: &Arguments, process: &mut Process) -> Result<u32, OciError> {
+    let told: u32 = arguments.number("preserve-fds")?.unwrap_or(0);
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let (Some(count), Some(pid)) = (number("LISTEN_FDS"), number("LISTEN_PID")) else {
+        return Ok(told);
+    };
+    if pid != std::process::id() || count == 0 {
+        return Ok(told);
+    }
+    process
+        .env_mut()
+        .get_or_insert_default()
+        .extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()]);
+    told.checked_add(count)
+        .filter(|count| *count < PASSED_MAX)
+        .ok_or_else(|| refused(format!("{told} and {count} descriptors are too many to pass")))
+}
+
+/// A process's limit is rarely higher, and what is not open among them is an error anyway.
+const PASSED_MAX: u32 = 1 << 16;
 
 fn write_pid(arguments: &Arguments, pid: i32) -> Result<(), OciError> {
     let Some(path) = arguments.value("pid-file").map(PathBuf::from) else {

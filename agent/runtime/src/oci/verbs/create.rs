@@ -10,7 +10,7 @@ use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
 use super::super::{Globals, OciError, filters, refused};
 use super::console::{self, Console};
-use super::{END_WAIT, end, open, protect, read_json, stdio, step, write_pid};
+use super::{END_WAIT, end, open, passed_fds, protect, read_json, stdio, step, write_pid};
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
@@ -165,9 +165,14 @@ fn build(
             resources,
         },
     )?;
+    let mut config = record.config.clone();
+    let preserve_fds = match config.process_mut() {
+        Some(process) => passed_fds(arguments, process)?,
+        None => 0,
+    };
     let spec = ContainerSpec {
         id: record.id.clone(),
-        config: record.config.clone(),
+        config,
         rootfs: Rootfs::Bundle,
         log: None,
         stdin: true,
@@ -178,7 +183,7 @@ fn build(
     let options = Options {
         seccomp_cache: filters.as_deref(),
         state: Some(&state),
-        preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
+        preserve_fds,
         keep_keyring: arguments.is("no-new-keyring"),
         bundle: Some(&bundle),
         ..Options::default()

@@ -2,6 +2,8 @@
 
 use std::os::fd::AsFd;
 
+use oci_spec::runtime::LinuxNamespaceType;
+
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, look};
@@ -67,11 +69,24 @@ pub(super) fn kill(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
     };
     sys::process::pidfd_send_signal(process.as_fd(), signal)
         .map_err(step("signal the container's process"))?;
-    if signal == SIGKILL && status == Status::Paused {
+    if signal == SIGKILL && !has_own_pids(&record) {
+        // Nobody's end takes the others along where there is no PID namespace to end.
+        record.cgroup()?.kill()?;
+    } else if signal == SIGKILL && status == Status::Paused {
         // cgroup v1: a frozen process is not ended by SIGKILL until it thaws.
         record.cgroup()?.thaw()?;
     }
     Ok(0)
+}
+
+/// Whether its first process is the first of a PID namespace.
+fn has_own_pids(record: &Record) -> bool {
+    let linux = record.config.linux().as_ref();
+    let mut namespaces = linux
+        .and_then(|linux| linux.namespaces().as_ref())
+        .into_iter()
+        .flatten();
+    namespaces.any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
 }
 
 fn send(pid: i32, signal: i32) -> Result<(), OciError> {

@@ -8,7 +8,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
 use super::super::arguments::Arguments;
 use super::super::state::{Record, Status};
 use super::super::{Globals, OciError, filters, refused};
-use super::{console, open, protect, read_json, stdio, step, write_pid};
+use super::{console, open, passed_fds, protect, read_json, stdio, step, write_pid};
 use crate::capability;
 use crate::cgroup::Cgroup;
 use crate::container::Options;
@@ -152,7 +152,8 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         ));
     };
     protect(&record.config)?;
-    let process = process(arguments, &record)?;
+    let mut process = process(arguments, &record)?;
+    let preserve_fds = passed_fds(arguments, &mut process)?;
     let detach = arguments.is("detach");
     let signals = if detach {
         None
@@ -170,7 +171,7 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
     let options = Options {
         seccomp_cache: filters.as_deref(),
         state: Some(&state),
-        preserve_fds: arguments.number("preserve-fds")?.unwrap_or(0),
+        preserve_fds,
         ..Options::default()
     };
     let target = ExecTarget {
