@@ -228,15 +228,8 @@ impl<D: Dir> Node<D> {
         let leadership = follow(&raft, config.id);
         // A member that is alone has nobody to wait for; the others' timers find out who leads.
         let alone = BTreeSet::from([config.id]);
-        let voters = {
-            let metrics = raft.server_metrics();
-            let voters = metrics
-                .borrow_watched()
-                .membership_config
-                .voter_ids()
-                .collect::<BTreeSet<_>>();
-            voters
-        };
+        let metrics = raft.server_metrics();
+        let voters: BTreeSet<MemberId> = metrics.borrow_watched().membership_config.voter_ids().collect();
         if voters == alone {
             let elected = raft.trigger().elect(true).await;
             elected.map_err(|cause| StartError::Consensus(cause.to_string()))?;

@@ -14,11 +14,11 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use super::ca::{BACKDATE, CaError, Issued, SHORT_LIFE};
 
 /// The clock of the wall is looked at this often: it may be set, and sleep does not count the time of a suspended machine.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why the certificate that is shown is still the old one.
 #[derive(Debug, thiserror::Error)]
-enum RenewError {
+pub(super) enum RenewError {
     #[error(transparent)]
     Issue(#[from] CaError),
     #[error(transparent)]
@@ -28,6 +28,26 @@ enum RenewError {
 /// After half of its life, and where the clock was set back to before it begins.
 fn is_due(made: u64, now: u64) -> bool {
     now >= made + SHORT_LIFE.as_secs() / 2 || now + BACKDATE.as_secs() < made
+}
+
+/// One look at the clock after the other.
+pub(super) struct Keeper<I> {
+    pub(super) live: LiveCertificate,
+    pub(super) issue: I,
+    /// When the certificate that is shown was made.
+    pub(super) made: u64,
+}
+
+impl<I: Fn(u64) -> Result<Issued, CaError>> Keeper<I> {
+    /// Whether a new one was due, and is shown from now on.
+    pub(super) fn look(&mut self, now: u64) -> Result<bool, RenewError> {
+        if !is_due(self.made, now) {
+            return Ok(false);
+        }
+        self.live.replace(&(self.issue)(now)?)?;
+        self.made = now;
+        Ok(true)
+    }
 }
 
 /// A certificate with its key that can be exchanged.
@@ -72,19 +92,17 @@ impl LiveCertificate {
 
     /// Replaces it in time by what `issue` makes, until the task is dropped. The first one was made just now.
     pub async fn keep(self, issue: impl Fn(u64) -> Result<Issued, CaError>, clock: impl Fn() -> u64) {
-        let renew = |now| -> Result<(), RenewError> { Ok(self.replace(&issue(now)?)?) };
-        let mut made = clock();
+        let made = clock();
+        let mut keeper = Keeper {
+            live: self,
+            issue,
+            made,
+        };
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let now = clock();
-            if !is_due(made, now) {
-                continue;
-            }
-            match renew(now) {
-                Ok(()) => {
-                    made = now;
-                    tracing::info!("the own certificate is renewed");
-                }
+            match keeper.look(clock()) {
+                Ok(true) => tracing::info!("the own certificate is renewed"),
+                Ok(false) => {}
                 Err(cause) => tracing::error!(%cause, "failed to renew the own certificate; trying again"),
             }
         }
