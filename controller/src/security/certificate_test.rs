@@ -1,7 +1,6 @@
 //! Real handshakes over loopback: who gets in, who does not, and what a certificate can be made to say.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::ClientConfig;
