@@ -95,10 +95,13 @@ impl Sandbox {
 
     fn build(spec: &SandboxSpec, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
         let user = match spec.users {
-            Some(range) => Some(make_user_namespace(
-                &[(0, range.start, range.count)],
-                &[(0, range.start, range.count)],
-            )?),
+            Some(range) => {
+                let ids = vec![(0, range.start, range.count)];
+                Some(make_user_namespace(&IdMaps {
+                    uids: ids.clone(),
+                    gids: ids,
+                })?)
+            }
             None => None,
         };
         let mut sandbox = Sandbox {
@@ -539,11 +542,28 @@ fn first_id(pid: i32, map: &str) -> io::Result<u32> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// A user namespace with these maps: (first id inside, first on the host, how many).
-pub(crate) fn make_user_namespace(
-    uids: &[(u32, u32, u32)],
-    gids: &[(u32, u32, u32)],
-) -> Result<OwnedFd, SandboxError> {
+/// The ids of a user namespace: (first id inside, first on the host, how many).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IdMaps {
+    pub(crate) uids: Vec<(u32, u32, u32)>,
+    pub(crate) gids: Vec<(u32, u32, u32)>,
+}
+
+impl IdMaps {
+    /// Maps the ids of a process that was made in a new user namespace and waits.
+    pub(crate) fn write(&self, pid: i32) -> io::Result<()> {
+        let lines = |maps: &[(u32, u32, u32)]| -> String {
+            maps.iter()
+                .map(|(inside, host, count)| format!("{inside} {host} {count}\n"))
+                .collect()
+        };
+        fs::write(format!("/proc/{pid}/uid_map"), lines(&self.uids))?;
+        fs::write(format!("/proc/{pid}/gid_map"), lines(&self.gids))
+    }
+}
+
+/// A user namespace with these ids.
+pub(crate) fn make_user_namespace(maps: &IdMaps) -> Result<OwnedFd, SandboxError> {
     let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
     let body = || {
         fd::close_inherited(ours.as_fd());
@@ -557,14 +577,7 @@ pub(crate) fn make_user_namespace(
     };
     let pid = process::spawn(args, body).map_err(step("make a user namespace"))?;
     drop(theirs);
-    let lines = |maps: &[(u32, u32, u32)]| -> String {
-        maps.iter()
-            .map(|(inside, host, count)| format!("{inside} {host} {count}\n"))
-            .collect()
-    };
-    let result = fs::write(format!("/proc/{pid}/uid_map"), lines(uids))
-        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), lines(gids)))
-        .and_then(|()| open_namespace(pid, "user"));
+    let result = maps.write(pid).and_then(|()| open_namespace(pid, "user"));
     drop(ours);
     process::wait_pid(pid).map_err(step("end a helper process"))?;
     result.map_err(step("map the ids of a user namespace"))

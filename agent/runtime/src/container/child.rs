@@ -70,7 +70,11 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
-    match begin(plan) {
+    let begun = begin(plan).and_then(|()| match &plan.ids {
+        Some(_) => await_ids(status),
+        None => Ok(()),
+    });
+    match begun {
         Ok(()) => second(plan, status),
         Err(failure) => conclude(Err(failure), status),
     }
@@ -117,6 +121,21 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
     }
     Ok(())
+}
+
+/// In a user namespace of our own, of which the parent has yet to map the ids.
+fn await_ids(status: BorrowedFd<'_>) -> Result<(), Failure> {
+    let mut byte = [0];
+    if at(Step::MapIds, 0, fd::read(status, &mut byte))? == 0 {
+        return at(
+            Step::MapIds,
+            1,
+            Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)),
+        );
+    }
+    // As in `first`: until the program runs, nobody may trace us or open our files.
+    at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
+    become_root()
 }
 
 fn become_root() -> Result<(), Failure> {

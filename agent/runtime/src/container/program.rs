@@ -147,6 +147,7 @@ pub(crate) fn plan_process(
         final_cpus: None,
         joins: Vec::new(),
         joins_user: false,
+        ids: None,
         notify,
         interfaces: Vec::new(),
         clone_flags: 0,

@@ -13,6 +13,7 @@ use sys::tty;
 use super::interfaces::Interface;
 use super::notify::Notify;
 use crate::cgroup::Entry;
+use crate::sandbox::IdMaps;
 
 /// A place below the container's root, component by component so that what is missing can be made.
 #[derive(Debug)]
@@ -139,6 +140,8 @@ pub(crate) struct Plan {
     pub(crate) interfaces: Vec<Interface>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
+    /// Of the user namespace that the container's process is made in: the parent writes them while it waits.
+    pub(crate) ids: Option<IdMaps>,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.
