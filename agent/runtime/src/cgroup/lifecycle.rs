@@ -16,6 +16,8 @@ const LISTED_MAX: usize = 1 << 20;
 const DEPTH_MAX: usize = 64;
 /// How long a freeze may take: a process in an uninterruptible sleep holds it up.
 const STATE_WAIT: Duration = Duration::from_secs(5);
+/// How long killed processes have to go before those that came since are looked for.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
 /// Between two looks at a state of which the kernel sends no word.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -181,6 +183,21 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Ends every process in the group and removes it.
+    pub fn end(&self, patience: Duration) -> Result<(), CgroupError> {
+        // Mostly all have ended already.
+        let mut removed = self.remove(Duration::ZERO);
+        let begin = Instant::now();
+        while let Err(CgroupError::Busy { .. }) = removed
+            && begin.elapsed() < patience
+        {
+            // Again and again: who was about to enter when we looked was not there to be killed.
+            self.kill()?;
+            removed = self.remove(KILL_AGAIN);
+        }
+        removed
     }
 
     /// Removes the parents that are empty now, up to but not including `top`.

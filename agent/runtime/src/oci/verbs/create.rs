@@ -23,7 +23,7 @@ fn cgroup_path(config: &Spec, id: &str) -> Result<PathBuf, OciError> {
         .and_then(|linux| linux.cgroups_path().clone())
         .filter(|path| !path.as_os_str().is_empty());
     let Some(told) = told else {
-        return Ok(Path::new("/bulkhead-oci").join(id));
+        return Ok(PathBuf::from(format!("/bulkhead-oci-{id}")));
     };
     let text = told
         .to_str()
@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(path("-.slice:x:abc"), Path::new("/x-abc.scope"));
         assert_eq!(path("libpod/x"), Path::new("/libpod/x"));
         assert_eq!(path("/docker/x"), Path::new("/docker/x"));
-        assert_eq!(path(""), Path::new("/bulkhead-oci/id"));
+        assert_eq!(path(""), Path::new("/bulkhead-oci-id"));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `kill [--all] ID [SIGNAL]` and `delete [--force] ID`.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -126,20 +125,17 @@ pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
 /// Ends and removes what is left of a container, then tells its poststop hooks.
 pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -> Result<(), OciError> {
     let cgroup = record.cgroup()?;
-    let process = record.process()?;
-    // Mostly it has ended with all that was in it.
-    if process.is_some() || cgroup.remove(Duration::ZERO).is_err() {
+    if let Some(process) = record.process()? {
+        sys::process::pidfd_send_signal(process.as_fd(), SIGKILL)
+            .map_err(step("end the container's process"))?;
         if cgroup.exists() {
+            // All at once, and also one that is frozen.
             cgroup.kill()?;
         }
-        if let Some(process) = process {
-            sys::process::pidfd_send_signal(process.as_fd(), SIGKILL)
-                .map_err(step("end the container's process"))?;
-            sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
-                .map_err(step("wait for the container's end"))?;
-        }
-        cgroup.remove(END_WAIT)?;
+        sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
+            .map_err(step("wait for the container's end"))?;
     }
+    cgroup.end(END_WAIT)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
     // remaining hooks and lifecycle continue as if the hook had succeeded".
