@@ -71,7 +71,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let begun = begin(plan).and_then(|()| match &plan.ids {
-        Some(_) => await_ids(status),
+        Some(_) => await_ids(status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
         None => Ok(()),
     });
     match begun {

@@ -238,7 +238,10 @@ pub(super) fn plan(
             plan.joins.push((user, libc::CLONE_NEWUSER));
         }
         Users::Own(ids) => {
-            plan.clone_flags |= libc::CLONE_NEWUSER as u64;
+            // A PID namespace is for children only.
+            let pid = made & libc::CLONE_NEWPID as u64;
+            plan.clone_flags = libc::CLONE_NEWUSER as u64 | pid;
+            plan.unshare = (made & !pid) as i32;
             plan.ids = Some(ids);
         }
     }

@@ -148,6 +148,7 @@ pub(crate) fn plan_process(
         joins: Vec::new(),
         joins_user: false,
         ids: None,
+        unshare: 0,
         notify,
         interfaces: Vec::new(),
         clone_flags: 0,

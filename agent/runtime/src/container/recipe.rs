@@ -142,6 +142,9 @@ pub(crate) struct Plan {
     pub(crate) joins_user: bool,
     /// Of the user namespace that the container's process is made in: the parent writes them while it waits.
     pub(crate) ids: Option<IdMaps>,
+    /// `CLONE_NEW*` of what it leaves once its ids are mapped: made at once with the user namespace, message queues and
+    /// interfaces would belong to nobody.
+    pub(crate) unshare: i32,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.
