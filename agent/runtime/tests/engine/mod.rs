@@ -72,6 +72,18 @@ pub(crate) fn wait_for(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
+/// Calls until the output has these words: what the call asks for may still be on its way.
+#[track_caller]
+pub(crate) fn wait_for_output(words: &str, mut call: impl FnMut() -> Output) -> Output {
+    let mut last = None;
+    wait_for(words, || {
+        let output = last.insert(call());
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.contains(words)
+    });
+    last.unwrap()
+}
+
 /// An archive of a root file system: busybox, its links and a user.
 pub(crate) fn archive(directory: &Path) -> PathBuf {
     let root = directory.join("image");
@@ -145,6 +157,11 @@ impl Daemon {
 
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// A path in the daemon's mount namespace, as we reach it.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.unshare.id()))
     }
 
     /// A client, in the namespaces of the daemon.
