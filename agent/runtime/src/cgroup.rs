@@ -114,6 +114,17 @@ impl Cgroup {
         }
     }
 
+    /// Sets the limits of a group that systemd made: in v2 the whole of it, in v1 its own hierarchy and those that the
+    /// limits in its unit need; the others are made here. What this call made is gone again after an error.
+    pub fn adopt(layout: &Layout, spec: &CgroupSpec) -> Result<Cgroup, CgroupError> {
+        if !layout.is_v2() {
+            return Self::create(layout, spec);
+        }
+        let group = Self::open(layout, &spec.path)?;
+        group.set(&spec.resources, limits::When::Creation)?;
+        Ok(group)
+    }
+
     /// Names a group that may exist.
     pub fn open(layout: &Layout, path: &Path) -> Result<Cgroup, CgroupError> {
         let refuse = || CgroupError::Path {

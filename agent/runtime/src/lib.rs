@@ -23,3 +23,4 @@ pub mod oci;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;
+pub mod systemd;

@@ -88,6 +88,9 @@ pub enum OciError {
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
+    /// systemd, asked for the container's scope.
+    #[error(transparent)]
+    Systemd(#[from] crate::systemd::SystemdError),
 }
 
 impl OciError {

@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod engine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
-use runtime::cgroup::{Cgroup, Layout};
+use engine::{RUNTIME, SERVICE, mask, outcome, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -20,28 +21,14 @@ struct Podman {
 impl Podman {
     /// None, and the reason on standard error, where podman is not installed.
     fn new(test: &str) -> Option<Podman> {
-        for program in ["podman", "conmon"] {
-            let found = Command::new(program)
-                .arg("--version")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            if found.is_err() {
-                eprintln!("skipped: {test}: {program} is not installed");
-                return None;
-            }
+        if !engine::installed(test, &["podman", "conmon"]) {
+            return None;
         }
-        // Below /var/tmp: an overlay's upper layer cannot lie on every tmpfs, and paths of sockets are short.
-        let temp = tempfile::Builder::new()
-            .prefix("bh-podman-")
-            .tempdir_in("/var/tmp")
-            .unwrap();
-        let cgroup = PathBuf::from(format!("/bulkhead-test-{}-{test}", std::process::id()));
+        let (temp, cgroup) = (engine::directory(), engine::cgroup(test));
         let podman = Podman { temp, cgroup };
         let containers = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nlock_type = \"file\"\n\
-             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{}\"]\n",
-            env!("CARGO_BIN_EXE_bulkhead-runtime")
+             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{RUNTIME}\"]\n"
         );
         fs::write(podman.path("containers.conf"), containers).unwrap();
         let storage = format!(
@@ -50,42 +37,13 @@ impl Podman {
             podman.path("root").display()
         );
         fs::write(podman.path("storage.conf"), storage).unwrap();
-        podman.image();
+        let archive = engine::archive(podman.temp.path());
+        podman.succeed(&["import", archive.to_str().unwrap(), "hello:1"]);
         Some(podman)
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.temp.path().join(name)
-    }
-
-    /// A root file system of busybox and its links, imported.
-    fn image(&self) {
-        let root = self.path("image");
-        for directory in ["bin", "etc", "tmp"] {
-            fs::create_dir_all(root.join(directory)).unwrap();
-        }
-        fs::copy("/usr/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in [
-            "sh", "sleep", "echo", "cat", "id", "grep", "touch", "ls", "true", "dd", "hostname",
-        ] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\n").unwrap();
-        let archive = self.path("image.tar");
-        let packed = Command::new("tar")
-            .arg("-C")
-            .arg(&root)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status();
-        assert!(packed.unwrap().success());
-        self.succeed(&["import", archive.to_str().unwrap(), "hello:1"]);
     }
 
     fn call(&self, arguments: &[&str]) -> Output {
@@ -126,10 +84,7 @@ impl Podman {
         words.extend(flags);
         words.push("hello:1");
         words.extend(program);
-        let output = self.call(&words);
-        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.push_str(&String::from_utf8_lossy(&output.stderr));
-        (output.status.code().unwrap_or(-1), text)
+        outcome(self.call(&words))
     }
 
     #[track_caller]
@@ -149,29 +104,14 @@ impl Podman {
             .to_owned()
     }
 
-    #[track_caller]
-    fn wait_for(&self, what: &str, mut reached: impl FnMut() -> bool) {
-        let begin = Instant::now();
-        while !reached() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
-        }
-    }
-
     /// A container that goes on, in the background.
     #[track_caller]
     fn background(&self, name: &str, flags: &[&str]) {
         let mut all = vec!["-d", "--name", name];
         all.extend(flags);
-        let (code, text) = self.run(
-            &all,
-            &[
-                "sh",
-                "-c",
-                "echo started; trap 'exit 5' TERM; while :; do sleep 0.1; done",
-            ],
-        );
+        let (code, text) = self.run(&all, &["sh", "-c", SERVICE]);
         assert_eq!(code, 0, "{text}");
-        self.wait_for("the program speaks", || {
+        wait_for("the program speaks", || {
             self.succeed(&["logs", name]).contains("started")
         });
     }
@@ -180,9 +120,8 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         let removed = self.call(&["rm", "--all", "--force", "--time", "0"]);
-        let cgroup = Cgroup::open(&Layout::detect().unwrap(), &self.cgroup).unwrap();
         // conmon is in there too, and ends with its container.
-        let gone = cgroup.remove(Duration::from_secs(20));
+        let gone = engine::remove(&self.cgroup);
         if !std::thread::panicking() {
             assert!(removed.status.success(), "{removed:?}");
             gone.unwrap();
@@ -224,17 +163,17 @@ fn podman_runs_its_containers_with_our_runtime() {
         "1\n",
     );
     assert_ne!(podman.run(&["--rm", "--read-only"], &["touch", "/x"]).0, 0);
-    let mask = |flags: &[&str]| {
+    let effective = |flags: &[&str]| {
         let mut all = vec!["--rm"];
         all.extend(flags);
         let (code, text) = podman.run(&all, &["grep", "CapEff", "/proc/self/status"]);
         assert_eq!(code, 0, "{text}");
-        u64::from_str_radix(text.split_whitespace().last().unwrap(), 16).unwrap()
+        mask(&text)
     };
-    assert_ne!(mask(&[]) & 1, 0);
-    assert_eq!(mask(&["--cap-drop", "CHOWN"]) & 1, 0);
-    assert_eq!(mask(&["--cap-drop", "ALL"]), 0);
-    assert_eq!(mask(&["--cap-drop", "ALL", "--cap-add", "NET_RAW"]), 1 << 13);
+    assert_ne!(effective(&[]) & 1, 0);
+    assert_eq!(effective(&["--cap-drop", "CHOWN"]) & 1, 0);
+    assert_eq!(effective(&["--cap-drop", "ALL"]), 0);
+    assert_eq!(effective(&["--cap-drop", "ALL", "--cap-add", "NET_RAW"]), 1 << 13);
     let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
                   /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || \
                   { cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; }";
@@ -294,7 +233,7 @@ fn podman_sees_through_the_life_of_a_container() {
             .contains("terminal")
     );
     podman.succeed(&["exec", "-d", "life", "touch", "/detached"]);
-    podman.wait_for("a detached exec", || {
+    wait_for("a detached exec", || {
         podman.call(&["exec", "life", "ls", "/detached"]).status.success()
     });
     podman.succeed(&["pause", "life"]);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OciError, SPEC_VERSION};
 use crate::cgroup::{Cgroup, Layout};
+use crate::systemd::Unit;
 
 /// The only words for where a container is in its life (runtime-spec 1.2, runtime.md, State; `paused` is runc's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +51,9 @@ pub(super) struct Record {
     /// Field 22 of /proc/PID/stat: with the number it names the process for good.
     pub(super) start_time: u64,
     pub(super) cgroup: PathBuf,
+    /// Of a container whose cgroup is systemd's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unit: Option<Unit>,
     pub(super) created: String,
     pub(super) config: Spec,
 }
@@ -310,6 +314,7 @@ impl Record {
             pid: self.pid,
             start_time: self.start_time,
             cgroup: self.cgroup.clone(),
+            unit: self.unit.clone(),
             created: self.created.clone(),
             config,
         }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
@@ -14,46 +14,26 @@ use super::{END_WAIT, end, open, parse, passed_fds, protect_from, read_text, std
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
+use crate::systemd::{Holder, Unit};
 
-/// Path of the cgroup: as told, systemd's `SLICE:PREFIX:NAME` as the scope that it would name, else one of our own.
-fn cgroup_path(config: &Spec, id: &str) -> Result<PathBuf, OciError> {
+/// Where the container's processes are: the path as told, or one of our own; with `--systemd-cgroup` the scope that
+/// systemd is asked for.
+fn place(config: &Spec, id: &str, arguments: &Arguments) -> Result<(PathBuf, Option<Unit>), OciError> {
     let told = config
         .linux()
         .as_ref()
-        .and_then(|linux| linux.cgroups_path().clone())
-        .filter(|path| !path.as_os_str().is_empty());
-    let Some(told) = told else {
-        return Ok(PathBuf::from(format!("/bulkhead-oci-{id}")));
+        .and_then(|linux| linux.cgroups_path().as_ref());
+    let text = told.map_or(Some(""), |path| path.to_str());
+    let text = text.ok_or_else(|| refused("linux.cgroupsPath is not UTF-8"))?;
+    if arguments.is("systemd-cgroup") {
+        let unit = Unit::parse(text, id)?;
+        return Ok((unit.path(), Some(unit)));
+    }
+    let path = match text {
+        "" => PathBuf::from(format!("/bulkhead-oci-{id}")),
+        text => Path::new("/").join(text.trim_start_matches('/')),
     };
-    let text = told
-        .to_str()
-        .ok_or_else(|| refused("linux.cgroupsPath is not UTF-8"))?;
-    Ok(match text.split(':').collect::<Vec<_>>().as_slice() {
-        [slice, prefix, name] => {
-            let unit = if prefix.is_empty() {
-                format!("{name}.scope")
-            } else {
-                format!("{prefix}-{name}.scope")
-            };
-            slice_path(slice).join(unit)
-        }
-        _ => Path::new("/").join(text.trim_start_matches('/')),
-    })
-}
-
-/// Where systemd puts a slice: `a-b.slice` lies below `a.slice` (systemd.slice(5)).
-fn slice_path(slice: &str) -> PathBuf {
-    let mut path = PathBuf::from("/");
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
-    let name = slice.strip_suffix(".slice").unwrap_or(slice);
-    if name == "-" {
-        return path;
-    }
-    for (at, _) in name.match_indices('-').filter(|(at, _)| *at > 0) {
-        path.push(format!("{}.slice", &name[..at]));
-    }
-    path.push(format!("{name}.slice"));
-    path
+    Ok((path, None))
 }
 
 /// What we would have to ignore is refused.
@@ -111,7 +91,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         .as_ref()
         .is_some_and(|process| process.terminal().unwrap_or(false));
     let (stdio, console) = stdio(terminal, detach, arguments)?;
-    let cgroup = cgroup_path(&config, id)?;
+    let (cgroup, unit) = place(&config, id, arguments)?;
     let layout = Layout::detect()?;
     Cgroup::open(&layout, &cgroup)?;
     let record = Record {
@@ -121,16 +101,34 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         pid: 0,
         start_time: 0,
         cgroup,
+        unit,
         created: jiff::Timestamp::now().to_string(),
         config,
     };
     let directory = Directory::create(&globals.root, id)?;
+    // Before the record, which says that the scope is ours: one of this name may be another's. Should we be killed here, it
+    // goes with its only process.
+    let holder = match hold(&record, &layout) {
+        Ok(holder) => holder,
+        Err(error) => {
+            directory.remove()?;
+            return Err(error);
+        }
+    };
     // Before anything else is made: should we be killed, `delete --force` finds here what there is to remove.
     if let Err(error) = directory.write(&record.outline()) {
         directory.remove()?;
         return Err(error);
     }
-    match build(&directory, record.clone(), &layout, stdio, arguments, waits) {
+    match build(
+        &directory,
+        record.clone(),
+        &layout,
+        stdio,
+        arguments,
+        holder,
+        waits,
+    ) {
         Ok((record, running)) => Ok(Made {
             directory,
             record,
@@ -151,27 +149,39 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     }
 }
 
+fn resources(config: &Spec) -> LinuxResources {
+    let linux = config.linux().as_ref();
+    linux
+        .and_then(|linux| linux.resources().clone())
+        .unwrap_or_default()
+}
+
+/// Has systemd make the scope of a container that is to have one, with a process in it until the container's own is.
+fn hold(record: &Record, layout: &Layout) -> Result<Option<Holder>, OciError> {
+    let Some(unit) = &record.unit else {
+        return Ok(None);
+    };
+    let resources = resources(&record.config);
+    Ok(Some(unit.start(&record.id, &resources, layout.is_v2())?))
+}
+
 fn build(
     directory: &Directory,
     mut record: Record,
     layout: &Layout,
     stdio: Stdio,
     arguments: &Arguments,
+    holder: Option<Holder>,
     waits: bool,
 ) -> Result<(Record, Running), OciError> {
-    let resources = record
-        .config
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().clone())
-        .unwrap_or_default();
-    let cgroup = Cgroup::create(
-        layout,
-        &CgroupSpec {
-            path: record.cgroup.clone(),
-            resources,
-        },
-    )?;
+    let group = CgroupSpec {
+        path: record.cgroup.clone(),
+        resources: resources(&record.config),
+    };
+    let cgroup = match holder {
+        Some(_) => Cgroup::adopt(layout, &group)?,
+        None => Cgroup::create(layout, &group)?,
+    };
     let mut config = record.config.clone();
     let preserve_fds = match config.process_mut() {
         Some(process) => passed_fds(arguments, process)?,
@@ -217,6 +227,7 @@ fn build(
     } else {
         container::run(&spec, None, &cgroup, stdio, &options, hooks)?
     };
+    drop(holder);
     let kept = (|| {
         record.creating = false;
         record.pid = running.pid;
@@ -328,27 +339,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_systemd_path_becomes_its_scope() {
+    fn a_path_is_taken_as_it_is_unless_systemd_is_asked() {
         let mut config = Spec::default();
-        let mut path = |text: &str| {
+        let mut path = |text: &str, words: &[&str]| {
             let mut linux = config.linux().clone().unwrap_or_default();
             linux.set_cgroups_path(Some(text.into()));
             config.set_linux(Some(linux));
-            cgroup_path(&config, "id").unwrap()
+            let arguments = Arguments::parse(words.iter().map(Into::into).collect()).unwrap();
+            place(&config, "id", &arguments)
         };
-        assert_eq!(
-            path("system.slice:docker:abc"),
-            Path::new("/system.slice/docker-abc.scope")
-        );
-        assert_eq!(
-            path("user-1000.slice:libpod:abc"),
-            Path::new("/user.slice/user-1000.slice/libpod-abc.scope")
-        );
-        assert_eq!(path(":x:abc"), Path::new("/system.slice/x-abc.scope"));
-        assert_eq!(path("-.slice:x:abc"), Path::new("/x-abc.scope"));
-        assert_eq!(path("libpod/x"), Path::new("/libpod/x"));
-        assert_eq!(path("/docker/x"), Path::new("/docker/x"));
-        assert_eq!(path(""), Path::new("/bulkhead-oci-id"));
+        let ours = ["create", "id"];
+        for (text, expected) in [
+            ("libpod/x", "/libpod/x"),
+            ("/docker/x", "/docker/x"),
+            ("system.slice:docker:abc", "/system.slice:docker:abc"),
+            ("", "/bulkhead-oci-id"),
+        ] {
+            assert_eq!(path(text, &ours).unwrap(), (PathBuf::from(expected), None));
+        }
+        let systemds = ["--systemd-cgroup", "create", "id"];
+        let (scope, unit) = path("system.slice:docker:abc", &systemds).unwrap();
+        assert_eq!(scope, Path::new("/system.slice/docker-abc.scope"));
+        assert_eq!(unit.unwrap().scope, "docker-abc.scope");
+        let error = path("/docker/x", &systemds).unwrap_err().to_string();
+        assert!(error.contains("slice:prefix:name"), "{error}");
     }
 
     #[test]

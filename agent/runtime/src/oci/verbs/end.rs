@@ -135,6 +135,10 @@ pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -
         sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
             .map_err(step("wait for the container's end"))?;
     }
+    if let Some(unit) = &record.unit {
+        // Before its directories go: those are systemd's.
+        unit.stop()?;
+    }
     cgroup.end(END_WAIT)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the

@@ -40,7 +40,12 @@ pub(super) fn update(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
     if matches!(status, Status::Stopped | Status::Creating) {
         return Err(refused("container not running"));
     }
-    record.cgroup()?.update(&resources)?;
+    let cgroup = record.cgroup()?;
+    if let Some(unit) = &record.unit {
+        // First: systemd writes some of the files itself, more coarsely than we do.
+        unit.set(&resources, cgroup.layout().is_v2())?;
+    }
+    cgroup.update(&resources)?;
     remember(&mut record, &resources)?;
     directory.write(&record)?;
     Ok(0)
