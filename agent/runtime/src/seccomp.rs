@@ -4,8 +4,10 @@
 //! directory by the hash of everything that they depend on.
 
 mod cache;
+mod calls;
 mod compile;
 mod profile;
+mod table;
 
 use std::path::Path;
 
@@ -13,6 +15,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use sys::seccomp::Instruction;
 
 pub use profile::default_profile;
+pub use table::table;
 
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]

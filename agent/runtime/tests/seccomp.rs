@@ -327,3 +327,21 @@ fn profiles_that_cannot_be_enforced_are_refused() {
         assert!(prepare(&profile, None).is_err());
     }
 }
+
+#[test]
+fn the_documentation_is_the_profile() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/seccomp.md");
+    if std::env::var_os("BULKHEAD_WRITE_DOCS").is_some() {
+        std::fs::write(&page, runtime::seccomp::table()).unwrap();
+    }
+    let written = std::fs::read_to_string(&page).unwrap();
+    let told = "run this test with BULKHEAD_WRITE_DOCS=1 to write docs/seccomp.md anew";
+    assert!(written == runtime::seccomp::table(), "{told}");
+    // Each call that the profile has a rule for has its line.
+    let profile = default_profile(&[]);
+    for rule in profile.syscalls().iter().flatten() {
+        for name in rule.names() {
+            assert!(written.contains(&format!("| {name} | ")), "{name}");
+        }
+    }
+}
