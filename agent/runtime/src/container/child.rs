@@ -43,7 +43,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
             )?;
         }
         if plan.joins_user {
-            become_root()?;
+            become_root(plan)?;
         }
         if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
             // For children only, and after joining: it belongs to the container's user namespace.
@@ -116,11 +116,16 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
     for (index, limit) in plan.raise.iter().enumerate() {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
     }
+    if plan.inside_user {
+        become_root(plan)?;
+    }
     Ok(())
 }
 
-fn become_root() -> Result<(), Failure> {
-    at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
+fn become_root(plan: &Plan) -> Result<(), Failure> {
+    if plan.process.groups.is_some() {
+        at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
+    }
     at(Step::BecomeRoot, 1, cred::setgid(0))?;
     at(Step::BecomeRoot, 2, cred::setuid(0))
 }
@@ -450,7 +455,9 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
     }
     at(Step::Ids, 0, cred::set_keep_caps(true))?;
-    at(Step::Ids, 1, cred::setgroups(&plan.groups))?;
+    if let Some(groups) = &plan.groups {
+        at(Step::Ids, 1, cred::setgroups(groups))?;
+    }
     at(Step::Ids, 2, cred::setgid(plan.gid))?;
     at(Step::Ids, 3, cred::setuid(plan.uid))?;
     at(Step::Ids, 4, cred::set_keep_caps(false))?;

@@ -10,7 +10,7 @@ use nix::libc;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
 use super::mounts::{self, Context, maps};
-use super::program::{c_string, has_variable, home, invalid, plan_process, selinux_enabled};
+use super::program::{Users, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
@@ -99,6 +99,7 @@ pub(super) fn plan(
         terminal: matches!(stdio, Stdio::Terminal { .. }),
         bundle,
         label,
+        bound: Default::default(),
         host_network: !has(libc::CLONE_NEWNET),
         host_ipc: !has(libc::CLONE_NEWIPC),
     };
@@ -153,14 +154,15 @@ pub(super) fn plan(
         sysctls,
         hooks: !interfaces.is_empty(),
     };
-    let in_users = namespaces.user.is_some();
+    let in_users = namespaces.user.is_some() || options.inside_user;
+    let users = Users::of("self", in_users).map_err(host("read /proc/self/setgroups"))?;
     let mut plan = plan_process(
         process,
         linux.seccomp().as_ref(),
         cgroup,
         stdio,
         options,
-        in_users,
+        users,
         environment_home,
     )?;
     if time_namespace {
@@ -197,6 +199,7 @@ pub(super) fn plan(
     plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
     plan.joins_user = namespaces.user.is_some();
+    plan.inside_user = options.inside_user;
     if let Some(user) = namespaces.user {
         plan.joins.push((user, libc::CLONE_NEWUSER));
     }

@@ -93,7 +93,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) directory: CString,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
+    /// None leaves those that there are: in a user namespace of one's own making they cannot be changed.
+    pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: u32,
     pub(crate) limits: Vec<Rlimit>,
     pub(crate) personality: Option<u64>,
@@ -139,6 +140,8 @@ pub(crate) struct Plan {
     pub(crate) interfaces: Vec<Interface>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
+    /// The caller is in the container's user namespace, under whatever id.
+    pub(crate) inside_user: bool,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.

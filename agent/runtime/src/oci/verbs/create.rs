@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
-use super::super::{Globals, OciError, filters, refused};
+use super::super::{Globals, OciError, filters, refused, rootless};
 use super::console::{self, Console};
 use super::{END_WAIT, end, open, passed_fds, protect, read_json, stdio, step, write_pid};
 use crate::cgroup::{Cgroup, Layout};
@@ -80,6 +80,9 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
     })?;
     let config: Spec = read_json(&bundle.join("config.json"))?;
     check(&config)?;
+    if globals.rootless {
+        rootless::check(&config)?;
+    }
     protect(&config)?;
     let terminal = config
         .process()
@@ -87,6 +90,11 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
         .is_some_and(|process| process.terminal().unwrap_or(false));
     let (stdio, console) = stdio(terminal, detach, arguments)?;
     let (cgroup, unit) = place(&config, id, arguments)?;
+    if unit.is_some() && !nix::unistd::geteuid().is_root() {
+        return Err(refused(
+            "--systemd-cgroup needs root: a user's own systemd is not asked; leave the flag out",
+        ));
+    }
     let layout = Layout::detect()?;
     Cgroup::open(&layout, &cgroup)?;
     let record = Record {
@@ -97,10 +105,23 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
         start_time: 0,
         cgroup,
         unit,
+        no_cgroup: false,
         created: jiff::Timestamp::now().to_string(),
         config,
     };
     let directory = Directory::create(&globals.root, id)?;
+    // What is done from here on is done inside, with the same number of process.
+    let inside = match globals.rootless {
+        true => rootless::enter(&record.config),
+        false => Ok(None),
+    };
+    let inside = match inside {
+        Ok(inside) => inside,
+        Err(error) => {
+            directory.remove()?;
+            return Err(error);
+        }
+    };
     // Before the record, which says that the scope is ours: one of this name may be another's. Should we be killed here, it
     // goes with its only process.
     let holder = match hold(&record, &layout) {
@@ -115,7 +136,16 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
         directory.remove()?;
         return Err(error);
     }
-    match build(&directory, record.clone(), &layout, stdio, arguments, holder) {
+    match build(
+        globals,
+        &directory,
+        record.clone(),
+        inside,
+        &layout,
+        stdio,
+        arguments,
+        holder,
+    ) {
         Ok((record, running)) => Ok(Made {
             directory,
             record,
@@ -151,9 +181,15 @@ fn hold(record: &Record, layout: &Layout) -> Result<Option<Holder>, OciError> {
     Ok(Some(unit.start(&record.id, &resources, layout.is_v2())?))
 }
 
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call, one after the other what `make` has gathered"
+)]
 fn build(
+    globals: &Globals,
     directory: &Directory,
     mut record: Record,
+    inside: Option<Spec>,
     layout: &Layout,
     stdio: Stdio,
     arguments: &Arguments,
@@ -165,9 +201,22 @@ fn build(
     };
     let cgroup = match holder {
         Some(_) => Cgroup::adopt(layout, &group)?,
-        None => Cgroup::create(layout, &group)?,
+        None => match Cgroup::create(layout, &group) {
+            Err(error) if globals.rootless && error.is_denied() => {
+                if rootless::limits(&group.resources) {
+                    return Err(refused(format!(
+                        "linux.resources: without root and without a cgroup that is ours to write there are no limits ({})",
+                        crate::monitor::chain(&error)
+                    )));
+                }
+                record.no_cgroup = true;
+                record.cgroup()?
+            }
+            made => made?,
+        },
     };
-    let mut config = record.config.clone();
+    let inside_user = inside.is_some();
+    let mut config = inside.unwrap_or_else(|| record.config.clone());
     let preserve_fds = match config.process_mut() {
         Some(process) => passed_fds(arguments, process)?,
         None => 0,
@@ -181,12 +230,13 @@ fn build(
     };
     let bundle = record.bundle.clone();
     let state = record.describe(Status::Creating);
-    let filters = filters();
+    let filters = filters(globals);
     let options = Options {
         seccomp_cache: filters.as_deref(),
         state: Some(&state),
         preserve_fds,
         keep_keyring: arguments.is("no-new-keyring"),
+        inside_user,
         bundle: Some(&bundle),
         ..Options::default()
     };
