@@ -49,7 +49,8 @@ impl User {
             let line = format!("bulkheadtest:{SUBORDINATE}:65536\n");
             fs::write(temp.path().join(file), line).unwrap();
         }
-        let script = "touch /etc/subuid /etc/subgid && for file in passwd group subuid subgid; do \
+        let script = "for file in /etc/subuid /etc/subgid; do test -e $file || : >$file; done; \
+                      for file in passwd group subuid subgid; do \
                       mount --bind $file /etc/$file || exit 1; done && touch ready && sleep 1000000";
         let user = User(Daemon::new(test, temp, script));
         wait_for("the user's files", || user.0.path("ready").exists());
