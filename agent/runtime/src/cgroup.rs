@@ -72,6 +72,14 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether it is for want of rights.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, CgroupError::File { source, .. }
+            if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))
+    }
+}
+
 /// The controllers that pods use; a machine's others are left as they are.
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 

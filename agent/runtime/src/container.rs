@@ -36,7 +36,7 @@ pub use sys::tty::Size;
 
 pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
-pub(crate) use program::{has_variable, home, open_proc, plan_process};
+pub(crate) use program::{Users, has_variable, home, open_proc, plan_process};
 pub(crate) use recipe::Plan;
 pub(crate) use scheduling::exec_cpus;
 
@@ -106,6 +106,8 @@ pub struct Options<'a> {
     pub bundle: Option<&'a Path>,
     /// SIGKILL for the process when its parent, the caller, dies.
     pub die_with_parent: bool,
+    /// The caller is in the container's user namespace already, in a mount namespace that this one owns.
+    pub inside_user: bool,
     /// What is executed instead of the first argument: as execv(3), path and argv[0] apart. The environment is then the
     /// configuration's alone.
     pub program: Option<&'a str>,

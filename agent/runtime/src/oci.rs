@@ -4,6 +4,7 @@
 
 mod arguments;
 mod hooks;
+mod rootless;
 mod state;
 mod verbs;
 
@@ -120,6 +121,8 @@ fn refused(message: impl Into<String>) -> OciError {
 struct Globals {
     /// Where containers are kept between two commands.
     root: PathBuf,
+    /// Without root's rights.
+    rootless: bool,
     log: Log,
 }
 
@@ -132,8 +135,10 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     };
     let result = Arguments::parse(arguments).and_then(|arguments| {
         log.configure(&arguments)?;
+        let rootless = arguments.verb.as_deref() != Some("spec") && rootless::asked(&arguments)?;
         let globals = Globals {
-            root: root(&arguments),
+            root: root(&arguments, rootless),
+            rootless,
             log: log.clone(),
         };
         globals.log.debug(&format!(
@@ -153,28 +158,23 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
 }
 
 /// As told; of root /run, of another user the directory that his session has for such things.
-fn root(arguments: &Arguments) -> PathBuf {
+fn root(arguments: &Arguments, rootless: bool) -> PathBuf {
     if let Some(root) = arguments.value("root").filter(|root| !root.is_empty()) {
         return PathBuf::from(root);
     }
-    let rootless = match arguments.value("rootless") {
-        Some("true") => true,
-        Some("false") => false,
-        _ => !nix::unistd::geteuid().is_root(),
-    };
     run_directory(rootless).join("oci")
 }
 
 fn run_directory(rootless: bool) -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| rootless && !directory.is_empty()) {
-        Some(directory) => PathBuf::from(directory).join("bulkhead"),
+    match rootless.then(rootless::run_directory).flatten() {
+        Some(directory) => directory.join("bulkhead"),
         None => PathBuf::from(RUN),
     }
 }
 
 /// Where compiled seccomp filters are kept; none where there is no place for them: then each start compiles its own.
-fn filters() -> Option<PathBuf> {
-    let directory = run_directory(!nix::unistd::geteuid().is_root()).join(FILTERS);
+fn filters(globals: &Globals) -> Option<PathBuf> {
+    let directory = run_directory(globals.rootless).join(FILTERS);
     // Nobody else may write there: who can, weakens filters.
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     made.is_ok().then_some(directory)

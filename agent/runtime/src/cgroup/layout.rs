@@ -50,6 +50,14 @@ impl Layout {
         Self::parse(&super::read(path)?)
     }
 
+    /// No hierarchy at all: of a container that stays where its creator is. Every limit is refused.
+    pub fn none() -> Layout {
+        Layout::V1 {
+            hierarchies: Vec::new(),
+            unified: None,
+        }
+    }
+
     /// The hierarchies in the text of a mountinfo file (proc_pid_mountinfo(5)).
     pub fn parse(mountinfo: &str) -> Result<Layout, CgroupError> {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();

@@ -43,7 +43,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
             )?;
         }
         if plan.joins_user {
-            become_root()?;
+            become_root(plan)?;
         }
         if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
             // For children only, and after joining: it belongs to the container's user namespace.
@@ -71,7 +71,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let begun = begin(plan).and_then(|()| match &plan.ids {
-        Some(_) => await_ids(status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
+        Some(_) => await_ids(plan, status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
         None => Ok(()),
     });
     match begun {
@@ -120,11 +120,14 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
     for (index, limit) in plan.raise.iter().enumerate() {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
     }
+    if plan.inside_user {
+        become_root(plan)?;
+    }
     Ok(())
 }
 
 /// In a user namespace of our own, of which the parent has yet to map the ids.
-fn await_ids(status: BorrowedFd<'_>) -> Result<(), Failure> {
+fn await_ids(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
     let mut byte = [0];
     if at(Step::MapIds, 0, fd::read(status, &mut byte))? == 0 {
         return at(
@@ -135,11 +138,13 @@ fn await_ids(status: BorrowedFd<'_>) -> Result<(), Failure> {
     }
     // As in `first`: until the program runs, nobody may trace us or open our files.
     at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
-    become_root()
+    become_root(plan)
 }
 
-fn become_root() -> Result<(), Failure> {
-    at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
+fn become_root(plan: &Plan) -> Result<(), Failure> {
+    if plan.process.groups.is_some() {
+        at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
+    }
     at(Step::BecomeRoot, 1, cred::setgid(0))?;
     at(Step::BecomeRoot, 2, cred::setuid(0))
 }
@@ -469,7 +474,9 @@ fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Resul
         at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
     }
     at(Step::Ids, 0, cred::set_keep_caps(true))?;
-    at(Step::Ids, 1, cred::setgroups(&plan.groups))?;
+    if let Some(groups) = &plan.groups {
+        at(Step::Ids, 1, cred::setgroups(groups))?;
+    }
     at(Step::Ids, 2, cred::setgid(plan.gid))?;
     at(Step::Ids, 3, cred::setuid(plan.uid))?;
     at(Step::Ids, 4, cred::set_keep_caps(false))?;

@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::libc;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
+use sys::mount;
 use sys::path::{self, Resolve};
 
 use super::mounts::{Context, clean, fill};
@@ -31,6 +32,64 @@ pub(super) fn node(
         result => result?,
     }
     path::chown(dir, name, uid, gid)
+}
+
+/// A node to be bound from the host, which the caller may not make: in a user namespace nobody may.
+#[derive(Debug)]
+pub(super) struct Bound {
+    /// Where, from the container's root.
+    pub(super) place: PathBuf,
+    kind: u32,
+    device: u64,
+}
+
+impl Bound {
+    /// The host's node of the same path and number, as a tree of its own.
+    pub(super) fn tree(&self) -> io::Result<OwnedFd> {
+        let name = CString::new(self.place.as_os_str().as_encoded_bytes())?;
+        let file = path::open(path::here(), &name, libc::O_PATH, 0, Resolve::Free)?;
+        let stat = path::stat(file.as_fd())?;
+        if stat.mode & libc::S_IFMT != self.kind || stat.rdev != self.device {
+            return Err(io::Error::other(format!(
+                "the host's {} is another device, and none can be made in a user namespace",
+                self.place.display()
+            )));
+        }
+        mount::clone_tree(file.as_fd(), c"", false)
+    }
+}
+
+/// A device's node, or that it is to be bound.
+pub(super) fn node_or_bound(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    place: PathBuf,
+    node: Node,
+    context: &Context<'_>,
+) -> io::Result<()> {
+    match self::node(dir, name, node.mode, node.device, node.uid, node.gid) {
+        Err(error)
+            if error.raw_os_error() == Some(libc::EPERM) && node.mode & libc::S_IFMT != libc::S_IFIFO =>
+        {
+            context.bound.borrow_mut().push(Bound {
+                place,
+                kind: node.mode & libc::S_IFMT,
+                device: node.device,
+            });
+            // What it is to be bound over, now: the /dev around it may become read-only.
+            self::node(dir, name, libc::S_IFREG, 0, node.uid, node.gid)
+        }
+        made => made,
+    }
+}
+
+/// What mknod(2) and chown(2) are told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Node {
+    pub(super) mode: u32,
+    pub(super) device: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 /// What is there already need not be made.
@@ -82,7 +141,13 @@ pub(super) fn make(
     let mode = kind | device.file_mode().unwrap_or(0o666) & 0o7777;
     let uid = own(device.uid().unwrap_or(0), context.root_uid)?;
     let gid = own(device.gid().unwrap_or(0), context.root_gid)?;
-    node(dir.as_fd(), last, mode, number, uid, gid)
+    let node = Node {
+        mode,
+        device: number,
+        uid,
+        gid,
+    };
+    node_or_bound(dir.as_fd(), last, clean(device.path()), node, context)
 }
 
 /// Devices that the configuration puts elsewhere than into /dev, and all of them where nothing is mounted on /dev: in the

@@ -1,6 +1,7 @@
 //! The mounts of the configuration, prepared: bind sources and /dev as trees made here, the others as recipes for the
 //! child, which alone is in the namespaces that proc, sysfs, mqueue and devpts belong to.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +39,8 @@ pub(super) struct Context<'a> {
     pub(super) bundle: &'a Path,
     /// SELinux label of file systems made for the container.
     pub(super) label: Option<&'a str>,
+    /// Devices that could not be made and are to be bound, in the order of `plan`'s mounts.
+    pub(super) bound: RefCell<Vec<devices::Bound>>,
     /// No network namespace of its own: sysfs shows the host's and may be refused.
     pub(super) host_network: bool,
     /// No IPC namespace of its own: its message queues are the host's.
@@ -95,6 +98,7 @@ pub(super) fn covered(path: &str) -> Result<Target, StartError> {
 pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>, StartError> {
     devices::outside(mounts, context).map_err(host("make device nodes"))?;
     let mut plans = Vec::new();
+    bound(context, &mut plans)?;
     for (index, mount) in mounts.iter().enumerate() {
         let field = format!("mounts[{index}]");
         let options = options::parse(mount.options().as_deref().unwrap_or_default());
@@ -116,6 +120,7 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
                         directory: true,
                     },
                 });
+                bound(context, &mut plans)?;
             }
             "tmpfs" if options.copy_up => plans.push(copied(&field, mount, &options, context)?),
             _ => plans.push(new(&field, mount, kind, &options, context)?),
@@ -125,6 +130,25 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
         }
     }
     Ok(plans)
+}
+
+/// Takes the devices that are to be bound, after the mount that they lie on.
+fn bound(context: &Context<'_>, plans: &mut Vec<MountPlan>) -> Result<(), StartError> {
+    for device in context.bound.take() {
+        let tree = device.tree().map_err(|source| StartError::Host {
+            action: "bind the host's device",
+            path: Some(device.place.clone()),
+            source,
+        })?;
+        plans.push(MountPlan {
+            target: target(&device.place, Resolve::InRoot, None)?,
+            what: What::Tree {
+                tree,
+                directory: false,
+            },
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn clean(path: &Path) -> PathBuf {
@@ -406,15 +430,14 @@ fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartEr
 
 pub(super) fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()> {
     for (name, major, minor) in crate::defaults::DEVICES {
-        let device = path::makedev(major, minor);
-        devices::node(
-            dev,
-            &CString::new(name)?,
-            libc::S_IFCHR | 0o666,
-            device,
-            context.root_uid,
-            context.root_gid,
-        )?;
+        let node = devices::Node {
+            mode: libc::S_IFCHR | 0o666,
+            device: path::makedev(major, minor),
+            uid: context.root_uid,
+            gid: context.root_gid,
+        };
+        let place = Path::new("/dev").join(name);
+        devices::node_or_bound(dev, &CString::new(name)?, place, node, context)?;
     }
     for (name, to) in [
         (c"fd", c"/proc/self/fd"),

@@ -10,7 +10,7 @@ use nix::libc;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
 use super::mounts::{self, Context, id_maps};
-use super::program::{c_string, has_variable, home, invalid, plan_process, selinux_enabled};
+use super::program::{Users, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
@@ -35,18 +35,18 @@ const KINDS: [(LinuxNamespaceType, i32); 8] = [
 ];
 
 /// The container's user namespace.
-enum Users {
+enum UserNamespace {
     None,
     Joined(OwnedFd),
     /// Made with the container's process.
     Own(IdMaps),
 }
 
-impl Users {
+impl UserNamespace {
     /// Makes it now, for what needs it before there is a process.
     fn make(&mut self) -> Result<(), StartError> {
-        if let Users::Own(ids) = self {
-            *self = Users::Joined(sandbox::make_user_namespace(ids).map_err(StartError::Users)?);
+        if let UserNamespace::Own(ids) = self {
+            *self = UserNamespace::Joined(sandbox::make_user_namespace(ids).map_err(StartError::Users)?);
         }
         Ok(())
     }
@@ -54,7 +54,7 @@ impl Users {
 
 struct Namespaces {
     joins: Vec<(OwnedFd, i32)>,
-    user: Users,
+    user: UserNamespace,
     /// Host ids of root inside.
     root: (u32, u32),
     range: Option<IdRange>,
@@ -98,10 +98,10 @@ pub(super) fn plan(
         namespaces.user.make()?;
     }
     let users = match &namespaces.user {
-        Users::Joined(users) => Some(users.as_fd()),
+        UserNamespace::Joined(users) => Some(users.as_fd()),
         _ => None,
     };
-    let in_users = !matches!(namespaces.user, Users::None);
+    let in_users = !matches!(namespaces.user, UserNamespace::None) || options.inside_user;
     let root = match &spec.rootfs {
         Rootfs::Bundle => {
             let root = config.root().as_ref().ok_or_else(|| invalid("root", "missing"))?;
@@ -130,6 +130,7 @@ pub(super) fn plan(
         terminal: matches!(stdio, Stdio::Terminal { .. }),
         bundle,
         label,
+        bound: Default::default(),
         host_network: !has(libc::CLONE_NEWNET),
         host_ipc: !has(libc::CLONE_NEWIPC),
     };
@@ -184,13 +185,14 @@ pub(super) fn plan(
         sysctls,
         hooks: !interfaces.is_empty(),
     };
+    let users = Users::of("self", in_users).map_err(host("read /proc/self/setgroups"))?;
     let mut plan = plan_process(
         process,
         linux.seccomp().as_ref(),
         cgroup,
         stdio,
         options,
-        in_users,
+        users,
         environment_home,
     )?;
     if time_namespace {
@@ -226,18 +228,19 @@ pub(super) fn plan(
     }
     plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
+    plan.inside_user = options.inside_user;
     plan.clone_flags = made;
     if !plan.raise.is_empty() || plan.oom_score_adj.is_some() {
         // Takes the host's rights, which a process that is made in a user namespace never had.
         namespaces.user.make()?;
     }
     match namespaces.user {
-        Users::None => {}
-        Users::Joined(user) => {
+        UserNamespace::None => {}
+        UserNamespace::Joined(user) => {
             plan.joins_user = true;
             plan.joins.push((user, libc::CLONE_NEWUSER));
         }
-        Users::Own(ids) => {
+        UserNamespace::Own(ids) => {
             // A PID namespace is for children only.
             let pid = made & libc::CLONE_NEWPID as u64;
             plan.clone_flags = libc::CLONE_NEWUSER as u64 | pid;
@@ -296,7 +299,7 @@ impl Namespaces {
 fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, StartError> {
     let mut found = Namespaces {
         joins: Vec::new(),
-        user: Users::None,
+        user: UserNamespace::None,
         root: (0, 0),
         range: None,
         made: 0,
@@ -340,7 +343,7 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
                     if let [(0, start, count)] = ids.uids[..] {
                         found.range = Some(IdRange { start, count });
                     }
-                    found.user = Users::Own(ids);
+                    found.user = UserNamespace::Own(ids);
                     None
                 }
                 None => {
@@ -359,7 +362,7 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
                     // One that somebody else made and mapped.
                     found.root = sandbox::root_of(&namespace).map_err(StartError::Users)?;
                 }
-                found.user = Users::Joined(namespace);
+                found.user = UserNamespace::Joined(namespace);
             }
             Some(namespace) => found.joins.push((namespace, flag)),
             None => {}

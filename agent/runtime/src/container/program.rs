@@ -86,6 +86,41 @@ pub(crate) fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String, StartError>
 /// Of a file that the image controls.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
+/// Whose user namespace a process is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Users {
+    /// The host's.
+    Host,
+    /// One of its own, or its pod's.
+    Own,
+    /// The same, made without root: nobody in it may change the groups that he came with.
+    Grouped,
+}
+
+impl Users {
+    /// Of a process by its number, or `self`.
+    pub(crate) fn of(pid: &str, own: bool) -> io::Result<Users> {
+        let groups = fs::read_to_string(format!("/proc/{pid}/setgroups"))?;
+        Ok(match (own, groups.trim()) {
+            (_, "deny") => Users::Grouped,
+            (true, _) => Users::Own,
+            (false, _) => Users::Host,
+        })
+    }
+}
+
+fn groups(told: Option<&[u32]>, users: Users) -> Result<Option<Vec<u32>>, StartError> {
+    let told = told.unwrap_or_default();
+    match users {
+        Users::Grouped if !told.is_empty() => Err(invalid(
+            "process.user.additionalGids",
+            "cannot set any additional groups in a rootless container: setgroups is denied in its user namespace",
+        )),
+        Users::Grouped => Ok(None),
+        _ => Ok(Some(told.to_owned())),
+    }
+}
+
 /// The part that a further process in a running container has too. Namespaces and root are empty.
 pub(crate) fn plan_process(
     process: &Process,
@@ -93,7 +128,7 @@ pub(crate) fn plan_process(
     cgroup: &Cgroup,
     stdio: Stdio,
     options: &Options<'_>,
-    in_user_namespace: bool,
+    users: Users,
     home: Option<String>,
 ) -> Result<Plan, StartError> {
     let arguments = process.args().as_deref().unwrap_or_default();
@@ -111,7 +146,8 @@ pub(crate) fn plan_process(
         environment.push(c_string("process.env", &format!("HOME={home}"))?);
     }
     let user = process.user();
-    let (capabilities, unbound, ambient) = capabilities(process.capabilities().as_ref(), in_user_namespace)?;
+    let (capabilities, unbound, ambient) =
+        capabilities(process.capabilities().as_ref(), users != Users::Host)?;
     let (raise, limits) = limits(process)?;
     let stdio = match stdio {
         Stdio::Fds([input, output, error]) => {
@@ -149,6 +185,7 @@ pub(crate) fn plan_process(
         joins_user: false,
         ids: None,
         unshare: 0,
+        inside_user: false,
         notify,
         interfaces: Vec::new(),
         clone_flags: 0,
@@ -162,7 +199,7 @@ pub(crate) fn plan_process(
             directory: c_string("process.cwd", &process.cwd().to_string_lossy())?,
             uid: user.uid(),
             gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
+            groups: groups(user.additional_gids().as_deref(), users)?,
             umask: user.umask().unwrap_or(0o022),
             limits,
             personality: None,

@@ -94,7 +94,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) directory: CString,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
+    /// None leaves those that there are: in a user namespace of one's own making they cannot be changed.
+    pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: u32,
     pub(crate) limits: Vec<Rlimit>,
     pub(crate) personality: Option<u64>,
@@ -145,6 +146,8 @@ pub(crate) struct Plan {
     /// `CLONE_NEW*` of what it leaves once its ids are mapped: made at once with the user namespace, message queues and
     /// interfaces would belong to nobody.
     pub(crate) unshare: i32,
+    /// The caller is in the container's user namespace, under whatever id.
+    pub(crate) inside_user: bool,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.

@@ -42,6 +42,7 @@ fn options() -> Options<'static> {
     static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let cache = CACHE.get_or_init(|| std::env::var_os(SECCOMP_CACHE).map(PathBuf::from));
     Options {
+        inside_user: false,
         seccomp_cache: cache.as_deref(),
         preserve_fds: 0,
         keep_keyring: false,

@@ -153,14 +153,16 @@ impl Arguments {
                 parsed.words.push(name.to_owned());
                 continue;
             }
-            let value = if VALUES.contains(&long) {
+            // Before the verb it has a value; of `spec` it is a switch.
+            let switch = long == "rootless" && parsed.verb.as_deref() == Some("spec");
+            let value = if VALUES.contains(&long) && !switch {
                 match value {
                     Some(value) => value,
                     None => rest
                         .next()
                         .ok_or_else(|| refused(format!("flag needs an argument: --{long}")))??,
                 }
-            } else if SWITCHES.contains(&long) {
+            } else if SWITCHES.contains(&long) || switch {
                 value.unwrap_or_else(|| "true".to_owned())
             } else {
                 return Err(refused(format!("flag provided but not defined: --{long}")));

@@ -54,6 +54,9 @@ pub(super) struct Record {
     /// Of a container whose cgroup is systemd's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unit: Option<Unit>,
+    /// Made without root where no cgroup can be: it stays in that of its creator.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) no_cgroup: bool,
     pub(super) created: String,
     pub(super) config: Spec,
 }
@@ -86,7 +89,8 @@ impl Directory {
     pub(super) fn create(root: &Path, id: &str) -> Result<Self, OciError> {
         DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            // Sticky: what cleans up a session's directory leaves it alone (XDG Base Directory Specification).
+            .mode(0o1700)
             .create(root)
             .map_err(fail("make", root))?;
         let path = root.join(id);
@@ -294,7 +298,42 @@ impl Record {
     }
 
     pub(super) fn cgroup(&self) -> Result<Cgroup, OciError> {
-        Ok(Cgroup::open(&Layout::detect()?, &self.cgroup)?)
+        let layout = match self.no_cgroup {
+            true => Layout::none(),
+            false => Layout::detect()?,
+        };
+        Ok(Cgroup::open(&layout, &self.cgroup)?)
+    }
+
+    /// Its processes. Without a cgroup those of its PID namespace, or where that is not its own the first alone.
+    pub(super) fn pids(&self) -> Result<Vec<i32>, OciError> {
+        if !self.no_cgroup {
+            return Ok(self.cgroup()?.pids()?);
+        }
+        if self.process()?.is_none() {
+            return Ok(Vec::new());
+        }
+        let namespace = |pid: &str| {
+            let metadata = fs::metadata(format!("/proc/{pid}/ns/pid"));
+            metadata.map(|metadata| metadata.ino())
+        };
+        let first = namespace(&self.pid.to_string()).map_err(fail("look at", Path::new("/proc")))?;
+        if namespace("self").is_ok_and(|ours| ours == first) {
+            return Ok(vec![self.pid]);
+        }
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc").map_err(fail("read", Path::new("/proc")))? {
+            let name = entry.map_err(fail("read", Path::new("/proc")))?.file_name();
+            let Some(name) = name.to_str().filter(|name| name.parse::<i32>().is_ok()) else {
+                continue;
+            };
+            // Of others' processes we may not look, and those that end meanwhile are none.
+            if namespace(name).is_ok_and(|one| one == first) {
+                pids.extend(name.parse::<i32>());
+            }
+        }
+        pids.sort_unstable();
+        Ok(pids)
     }
 
     /// As long as there is nothing to exec into: what `delete` and hooks need.
@@ -315,6 +354,7 @@ impl Record {
             start_time: self.start_time,
             cgroup: self.cgroup.clone(),
             unit: self.unit.clone(),
+            no_cgroup: self.no_cgroup,
             created: self.created.clone(),
             config,
         }

@@ -34,7 +34,7 @@ const CONFIG_ROOM: usize = 64 << 10;
 const SIGKILL: i32 = nix::libc::SIGKILL;
 
 const USAGE: &str = "\
-usage: bulkhead-runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--rootless BOOL] [--debug] \
+usage: bulkhead-runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--rootless true|false|auto] [--debug] \
 COMMAND [FLAGS] ...
   create run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
   start state pause resume ID

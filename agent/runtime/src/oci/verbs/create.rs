@@ -8,9 +8,11 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
-use super::super::{Globals, OciError, filters, refused};
+use super::super::{Globals, OciError, filters, refused, rootless};
 use super::console::{self, Console};
-use super::{END_WAIT, end, open, parse, passed_fds, protect_from, read_text, stdio, step, write_pid};
+use super::{
+    END_WAIT, end, open, parse, passed_fds, protect, protect_from, read_text, stdio, step, write_pid,
+};
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
@@ -82,9 +84,15 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     })?;
     let path = bundle.join("config.json");
     let text = read_text(&path)?;
-    protect_from(&text)?;
+    if !globals.rootless {
+        protect_from(&text)?;
+    }
     let config: Spec = parse(text, &path)?;
     check(&config)?;
+    if globals.rootless {
+        rootless::check(&config)?;
+        protect(&config)?;
+    }
     let waits = wait || !Point::StartContainer.of(&config).is_empty();
     let terminal = config
         .process()
@@ -92,6 +100,11 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         .is_some_and(|process| process.terminal().unwrap_or(false));
     let (stdio, console) = stdio(terminal, detach, arguments)?;
     let (cgroup, unit) = place(&config, id, arguments)?;
+    if unit.is_some() && !nix::unistd::geteuid().is_root() {
+        return Err(refused(
+            "--systemd-cgroup needs root: a user's own systemd is not asked; leave the flag out",
+        ));
+    }
     let layout = Layout::detect()?;
     Cgroup::open(&layout, &cgroup)?;
     let record = Record {
@@ -102,10 +115,23 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         start_time: 0,
         cgroup,
         unit,
+        no_cgroup: false,
         created: jiff::Timestamp::now().to_string(),
         config,
     };
     let directory = Directory::create(&globals.root, id)?;
+    // What is done from here on is done inside, with the same number of process.
+    let inside = match globals.rootless {
+        true => rootless::enter(&record.config),
+        false => Ok(None),
+    };
+    let inside = match inside {
+        Ok(inside) => inside,
+        Err(error) => {
+            directory.remove()?;
+            return Err(error);
+        }
+    };
     // Before the record, which says that the scope is ours: one of this name may be another's. Should we be killed here, it
     // goes with its only process.
     let holder = match hold(&record, &layout) {
@@ -120,15 +146,16 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         directory.remove()?;
         return Err(error);
     }
-    match build(
-        &directory,
-        record.clone(),
-        &layout,
-        stdio,
+    let building = Building {
+        globals,
         arguments,
+        directory: &directory,
+        layout: &layout,
+        inside,
         holder,
         waits,
-    ) {
+    };
+    match build(building, record.clone(), stdio) {
         Ok((record, running)) => Ok(Made {
             directory,
             record,
@@ -165,24 +192,50 @@ fn hold(record: &Record, layout: &Layout) -> Result<Option<Holder>, OciError> {
     Ok(Some(unit.start(&record.id, &resources, layout.is_v2())?))
 }
 
-fn build(
-    directory: &Directory,
-    mut record: Record,
-    layout: &Layout,
-    stdio: Stdio,
-    arguments: &Arguments,
+/// What `make` has gathered.
+struct Building<'a> {
+    globals: &'a Globals,
+    arguments: &'a Arguments,
+    directory: &'a Directory,
+    layout: &'a Layout,
+    /// What is left to do of the configuration inside of the user namespace that we are in.
+    inside: Option<Spec>,
     holder: Option<Holder>,
     waits: bool,
-) -> Result<(Record, Running), OciError> {
+}
+
+fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Record, Running), OciError> {
+    let Building {
+        globals,
+        arguments,
+        directory,
+        layout,
+        inside,
+        holder,
+        waits,
+    } = building;
     let group = CgroupSpec {
         path: record.cgroup.clone(),
         resources: resources(&record.config),
     };
     let cgroup = match holder {
         Some(_) => Cgroup::adopt(layout, &group)?,
-        None => Cgroup::create(layout, &group)?,
+        None => match Cgroup::create(layout, &group) {
+            Err(error) if globals.rootless && error.is_denied() => {
+                if rootless::limits(&group.resources) {
+                    return Err(refused(format!(
+                        "linux.resources: without root and without a cgroup that is ours to write there are no limits ({})",
+                        crate::monitor::chain(&error)
+                    )));
+                }
+                record.no_cgroup = true;
+                record.cgroup()?
+            }
+            made => made?,
+        },
     };
-    let mut config = record.config.clone();
+    let inside_user = inside.is_some();
+    let mut config = inside.unwrap_or_else(|| record.config.clone());
     let preserve_fds = match config.process_mut() {
         Some(process) => passed_fds(arguments, process)?,
         None => 0,
@@ -196,12 +249,13 @@ fn build(
     };
     let bundle = record.bundle.clone();
     let state = record.describe(Status::Creating);
-    let filters = filters();
+    let filters = filters(globals);
     let options = Options {
         seccomp_cache: filters.as_deref(),
         state: Some(&state),
         preserve_fds,
         keep_keyring: arguments.is("no-new-keyring"),
+        inside_user,
         bundle: Some(&bundle),
         ..Options::default()
     };

@@ -49,10 +49,10 @@ pub(super) fn kill(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
     let (record, status) = look(&globals.root, arguments.id()?)?;
     if arguments.is("all") {
         let cgroup = record.cgroup()?;
-        if signal == SIGKILL {
+        if signal == SIGKILL && !record.no_cgroup {
             cgroup.kill()?;
-        } else if cgroup.exists() {
-            for pid in cgroup.pids()? {
+        } else if cgroup.exists() || record.no_cgroup {
+            for pid in record.pids()? {
                 send(pid, signal)?;
             }
         }

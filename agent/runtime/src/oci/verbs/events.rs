@@ -32,6 +32,12 @@ pub(super) fn events(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
     if matches!(status, Status::Stopped | Status::Creating) {
         return Err(refused(format!("container with id {} is not running", record.id)));
     }
+    if record.no_cgroup {
+        return Err(refused(format!(
+            "container with id {} has no cgroup that counts: it was made without root",
+            record.id
+        )));
+    }
     if arguments.is("stats") {
         line(&record, "stats", Some(stats(&record.cgroup()?)?))?;
         return Ok(0);

@@ -167,7 +167,7 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         .as_ref()
         .and_then(|linux| linux.seccomp().as_ref());
     let state = record.describe(status);
-    let filters = filters();
+    let filters = filters(globals);
     let options = Options {
         seccomp_cache: filters.as_deref(),
         state: Some(&state),

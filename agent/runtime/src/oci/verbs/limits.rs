@@ -14,6 +14,9 @@ use super::{open, read_json, read_json_from};
 pub(super) fn pause(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let (_directory, record, status) = open(globals, arguments)?;
     match status {
+        Status::Running | Status::Created if record.no_cgroup => {
+            return Err(refused("cannot pause: this rootless container has no cgroup"));
+        }
         Status::Running | Status::Created => record.cgroup()?.freeze()?,
         Status::Paused => return Err(refused("container is paused already")),
         Status::Stopped | Status::Creating => return Err(refused("container not running")),
@@ -39,6 +42,11 @@ pub(super) fn update(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
     let (directory, mut record, status) = open(globals, arguments)?;
     if matches!(status, Status::Stopped | Status::Creating) {
         return Err(refused("container not running"));
+    }
+    if record.no_cgroup {
+        return Err(refused(
+            "cannot set limits: this rootless container has no cgroup",
+        ));
     }
     let cgroup = record.cgroup()?;
     if let Some(unit) = &record.unit {

@@ -34,7 +34,7 @@ fn format(arguments: &Arguments) -> Result<Format, OciError> {
 
 pub(super) fn ps(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let (record, _) = look(&globals.root, arguments.id()?)?;
-    let pids = record.cgroup()?.pids()?;
+    let pids = record.pids()?;
     match format(arguments)? {
         Format::Json => println!("{}", serde_json::json!(pids)),
         Format::Table => {
