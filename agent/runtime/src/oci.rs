@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use arguments::Arguments;
 
 /// Version of the OCI runtime specification that we implement.
-pub const SPEC_VERSION: &str = "1.2.0";
+pub const SPEC_VERSION: &str = "1.2.1";
 /// What is kept until the machine stops, of root; below it is the state of containers, as no caller says otherwise.
 const RUN: &str = "/run/bulkhead";
 /// Compiled seccomp filters, below it: the same profiles come again and again.
@@ -129,6 +129,15 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     };
     let result = Arguments::parse(arguments).and_then(|arguments| {
         log.configure(&arguments)?;
+        // As with `--systemd-cgroup`, systemd is not asked.
+        if let Some(other) = arguments
+            .value("cgroup-manager")
+            .filter(|name| !matches!(*name, "cgroupfs" | "systemd"))
+        {
+            return Err(refused(format!(
+                "unknown cgroup manager {other:?}: cgroupfs and systemd are known"
+            )));
+        }
         let globals = Globals {
             root: root(&arguments),
             log: log.clone(),
@@ -138,6 +147,7 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
             arguments.verb.as_deref().unwrap_or("-"),
             globals.root.display()
         ));
+        let _held = verbs::fill_passed(&arguments)?;
         verbs::run(&globals, &arguments)
     });
     match result {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,10 @@ pub(super) struct Record {
     /// Field 22 of /proc/PID/stat: with the number it names the process for good.
     pub(super) start_time: u64,
     pub(super) cgroup: PathBuf,
+    /// Of a container without a mount namespace of its own: the mount that its root lies on, as `mount_of` tells; what is
+    /// mounted over that is the container's.
+    #[serde(default)]
+    pub(super) mounted_over: Option<u64>,
     pub(super) created: String,
     pub(super) config: Spec,
 }
@@ -310,6 +314,7 @@ impl Record {
             pid: self.pid,
             start_time: self.start_time,
             cgroup: self.cgroup.clone(),
+            mounted_over: self.mounted_over,
             created: self.created.clone(),
             config,
         }
@@ -334,6 +339,18 @@ impl Record {
             "owner": "",
         })
     }
+}
+
+/// The mount that a path lies on (`mnt_id` of proc_pid_fdinfo(5)).
+pub(super) fn mount_of(path: &Path) -> io::Result<u64> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH)
+        .open(path)?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// When a process started, in clock ticks since boot.
