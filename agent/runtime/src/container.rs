@@ -3,6 +3,7 @@
 //! The parent prepares (`plan`): the root file system, /dev and the volumes as detached trees, every string and table. The
 //! child (`child`) enters the cgroups and namespaces, attaches, and becomes the program. `report` is what it says.
 
+mod become_process;
 mod child;
 mod copyup;
 mod devices;
@@ -38,7 +39,7 @@ pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
 pub(crate) use program::{Users, has_variable, home, open_proc, plan_process};
 pub(crate) use recipe::Plan;
-pub(crate) use scheduling::exec_cpus;
+pub(crate) use scheduling::{exec_cpus, personality};
 
 use crate::cgroup::Cgroup;
 use crate::sandbox::Sandbox;
@@ -98,18 +99,26 @@ impl Stdio {
 pub struct Options<'a> {
     /// Where compiled seccomp profiles are kept; none compiles each time.
     pub seccomp_cache: Option<&'a Path>,
-    /// This many descriptors from 3 on are passed to the program.
+    /// This many descriptors from 3 on are passed to the program, but for those with close-on-exec.
     pub preserve_fds: u32,
     /// Stay in the caller's session keyring.
     pub keep_keyring: bool,
     /// Directory to which relative paths of the configuration (root, bind sources) are relative; none: the current one.
     pub bundle: Option<&'a Path>,
+    /// The kernel's list of mounts (/proc/PID/mountinfo) shall have the order of the configuration, at some 0.1 ms for each
+    /// bind mount behind a new file system. They are made in that order in any case.
+    pub in_order: bool,
+    /// The environment is the configuration's alone, without a HOME from the image.
+    pub bare_environment: bool,
+    /// Of a further process: the container's personality, as the kernel has it.
+    pub personality: Option<u64>,
+    /// The container has no mount namespace of its own, its root is reached by its process alone: for `exec`.
+    pub shared_mounts: bool,
     /// SIGKILL for the process when its parent, the caller, dies.
     pub die_with_parent: bool,
     /// The caller is in the container's user namespace already, in a mount namespace that this one owns.
     pub inside_user: bool,
-    /// What is executed instead of the first argument: as execv(3), path and argv[0] apart. The environment is then the
-    /// configuration's alone.
+    /// What is executed instead of the first argument: as execv(3), path and argv[0] apart.
     pub program: Option<&'a str>,
     /// The container's state as the OCI specification has it, for the supervisor of a seccomp profile with notifications;
     /// a `pid` of 0 becomes the new process's. None refuses such profiles.

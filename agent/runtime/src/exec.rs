@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::libc;
 use oci_spec::runtime::{LinuxSeccomp, Process};
@@ -39,7 +39,13 @@ pub fn exec(
         }
     };
     let (kinds, user) = kinds(target.pid).map_err(host("look at the container's namespaces"))?;
-    let home = if options.program.is_some() || container::has_variable(process, "HOME") {
+    if kinds & libc::CLONE_NEWNS == 0 && !options.shared_mounts {
+        // The caller's root would be the process's.
+        return Err(host("enter the container's mount namespace")(
+            io::Error::from_raw_os_error(libc::ESRCH),
+        ));
+    }
+    let home = if options.bare_environment || container::has_variable(process, "HOME") {
         None
     } else {
         let path = format!("/proc/{}/root", target.pid);
@@ -49,12 +55,22 @@ pub fn exec(
     let users = Users::of(&target.pid.to_string(), user).map_err(host("look at the container's users"))?;
     let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, users, home)?;
     plan.joins_user = user;
+    plan.process.personality = options.personality;
     (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;
     let pidfd = target
         .pidfd
         .try_clone_to_owned()
         .map_err(host("hold the container's process"))?;
-    plan.joins.push((pidfd, kinds));
+    if kinds != 0 {
+        plan.joins.push((pidfd, kinds));
+    }
+    if options.shared_mounts {
+        let root = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(format!("/proc/{}/root", target.pid));
+        plan.chroot = Some(root.map_err(host("open the container's root"))?.into());
+    }
     let names = Names {
         program: options
             .program
@@ -69,7 +85,7 @@ pub fn exec(
 const CLONE_NEWTIME: i32 = 0x80;
 
 /// Which of its namespaces are not ours; whether its user namespace is among them. setns(2) refuses our own user
-/// namespace, and a mount namespace of ours would make the caller's root the process's.
+/// namespace.
 pub(crate) fn kinds(pid: i32) -> io::Result<(i32, bool)> {
     let mut kinds = 0;
     for (name, flag) in [
@@ -91,9 +107,6 @@ pub(crate) fn kinds(pid: i32) -> io::Result<(i32, bool)> {
         if fs::metadata(format!("/proc/{pid}/ns/{name}"))?.ino() != own {
             kinds |= flag;
         }
-    }
-    if kinds & libc::CLONE_NEWNS == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok((kinds, kinds & libc::CLONE_NEWUSER != 0))
 }

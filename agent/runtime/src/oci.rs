@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use arguments::Arguments;
 
 /// Version of the OCI runtime specification that we implement.
-pub const SPEC_VERSION: &str = "1.2.0";
+pub const SPEC_VERSION: &str = "1.2.1";
 /// What is kept until the machine stops, of root; below it is the state of containers, as no caller says otherwise.
 const RUN: &str = "/run/bulkhead";
 /// Compiled seccomp filters, below it: the same profiles come again and again.
@@ -136,6 +136,14 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     let result = Arguments::parse(arguments).and_then(|arguments| {
         log.configure(&arguments)?;
         let rootless = arguments.verb.as_deref() != Some("spec") && rootless::asked(&arguments)?;
+        if let Some(other) = arguments
+            .value("cgroup-manager")
+            .filter(|name| !matches!(*name, "cgroupfs" | "systemd"))
+        {
+            return Err(refused(format!(
+                "unknown cgroup manager {other:?}: cgroupfs and systemd are known"
+            )));
+        }
         let globals = Globals {
             root: root(&arguments, rootless),
             rootless,
@@ -146,6 +154,7 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
             arguments.verb.as_deref().unwrap_or("-"),
             globals.root.display()
         ));
+        let _held = verbs::fill_passed(&arguments)?;
         verbs::run(&globals, &arguments)
     });
     match result {

@@ -158,9 +158,9 @@ fn a_failed_start_leaves_nothing_behind() {
                     .process_mut()
                     .as_mut()
                     .unwrap()
-                    .set_cwd("/nowhere".into());
+                    .set_cwd("/proc/nowhere".into());
             },
-            r#"failed to chdir to cwd ("/nowhere") set in config.json"#,
+            r#"failed to chdir to cwd ("/proc/nowhere") set in config.json"#,
         ),
         (
             "mount",

@@ -56,9 +56,14 @@ fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
     assert_eq!(file("order"), "prestart\ncreateRuntime\ncreateContainer\n");
     for point in ["prestart", "createRuntime", "createContainer"] {
         let state = state(&format!("{point}.state"));
+        let status = if point == "prestart" {
+            "created"
+        } else {
+            "creating"
+        };
         assert_eq!(
             (&state["status"], &state["id"]),
-            (&json!("creating"), &json!("c")),
+            (&json!(status), &json!("c")),
             "{point}"
         );
         assert_eq!(state["annotations"]["a.b"], "c");
@@ -86,10 +91,11 @@ fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
     let started: Value =
         serde_json::from_str(&fs::read_to_string(root.join("started.state")).unwrap()).unwrap();
     assert_eq!(started["status"], "created");
+    // Without an environment of its own, the program's.
+    let env = fs::read_to_string(root.join("started.env")).unwrap();
     assert!(
-        !fs::read_to_string(root.join("started.env"))
-            .unwrap()
-            .contains("HOME=")
+        env.contains("HOME=/\n") && env.contains("PATH=") && !env.contains("POINT="),
+        "{env}"
     );
     // An image's program gets no more rights than the container has.
     assert_eq!(
@@ -177,6 +183,43 @@ fn hooks_that_fail_after_the_start_are_warnings() {
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|line| line["level"] == "warning");
     assert_eq!(warnings.count(), 2, "{text}");
+}
+
+/// runtime.md, Lifecycle 9, since 1.2.1: "MUST generate an error, stop the container".
+#[test]
+fn a_poststart_hook_that_fails_stops_a_container_of_the_newer_version() {
+    let bundle = Bundle::new("fail-poststart", "exec sleep 1000");
+    bundle.change(|config| {
+        config["ociVersion"] = json!("1.2.1");
+        config["hooks"] = json!({ "poststart": [{ "path": "/bin/false" }, tells(&bundle, "poststart")] });
+    });
+    bundle.create(&["create", "c"]);
+    assert!(
+        bundle
+            .fail(&["start", "c"])
+            .contains("error running poststart hook #0")
+    );
+    assert_eq!(bundle.status(), "stopped");
+    assert!(!bundle.path().join("poststart.state").exists());
+}
+
+/// Without an environment of its own a hook has the runtime's; one in the container's namespaces works in its root.
+#[test]
+fn hooks_have_the_runtimes_environment_and_the_root_as_directory() {
+    let bundle = Bundle::new("hook-defaults", "cat /seen");
+    bundle.change(|config| {
+        let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+        config["hooks"] = json!({
+            "createRuntime": hook("test \"$MARK\" = here"),
+            "createContainer": hook("echo $MARK > ./seen"),
+        });
+    });
+    let output = bundle
+        .command(&["run", "c"])
+        .env("MARK", "here")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "here\n", "{output:?}");
 }
 
 #[test]

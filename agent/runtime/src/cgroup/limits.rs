@@ -193,7 +193,13 @@ impl Cgroup {
         if memory.disable_oom_killer() == Some(true) {
             write(&self.file("memory", "memory.oom_control")?, "1")?;
         }
-        // `kernel` and `kernelTCP`: the specification deprecates them and the kernel ignores what is written.
+        if let Some(tcp) = memory.kernel_tcp().filter(|tcp| *tcp != 0) {
+            write(
+                &self.file("memory", "memory.kmem.tcp.limit_in_bytes")?,
+                &tcp.to_string(),
+            )?;
+        }
+        // `kernel`: the specification deprecates it and the kernel ignores what is written.
         Ok(())
     }
 

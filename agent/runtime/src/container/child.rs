@@ -1,19 +1,20 @@
 //! What runs between clone and exec. Nothing here allocates or takes a lock: all strings and tables were made before, a
 //! failure is a record to the parent. The order is the kernel's; each step says what holds it in its place.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
-use sys::{cred, fd, mount, path, process, schedule, socket};
+use sys::{cred, fd, mount, path, process, socket};
 
+use super::become_process::run;
 use super::filesystem;
 use super::recipe::{MountPlan, Plan, RootPlan, Target, What};
 use super::report::{Failure, Record, Step, at};
-use super::streams::{connect_stdio, open_terminal};
+use super::streams::open_terminal;
 
 /// The first child: what is done with the host's rights, then joining.
 pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
@@ -42,8 +43,13 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
                 process::setns(namespace.as_fd(), *kind),
             )?;
         }
+        if let Some(root) = &plan.chroot {
+            // Joining a mount namespace has made its root ours.
+            at(Step::JoinNamespace, 100, path::fchdir(root.as_fd()))?;
+            at(Step::JoinNamespace, 101, path::chroot_here())?;
+        }
         if plan.joins_user {
-            become_root(plan)?;
+            become_root(plan.process.groups.is_some())?;
         }
         if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
             // For children only, and after joining: it belongs to the container's user namespace.
@@ -71,7 +77,8 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let begun = begin(plan).and_then(|()| match &plan.ids {
-        Some(_) => await_ids(plan, status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
+        Some(_) => await_ids(plan.process.groups.is_some(), status)
+            .and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
         None => Ok(()),
     });
     match begun {
@@ -121,13 +128,13 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
     }
     if plan.inside_user {
-        become_root(plan)?;
+        become_root(plan.process.groups.is_some())?;
     }
     Ok(())
 }
 
 /// In a user namespace of our own, of which the parent has yet to map the ids.
-fn await_ids(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
+fn await_ids(forget_groups: bool, status: BorrowedFd<'_>) -> Result<(), Failure> {
     let mut byte = [0];
     if at(Step::MapIds, 0, fd::read(status, &mut byte))? == 0 {
         return at(
@@ -138,18 +145,18 @@ fn await_ids(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
     }
     // As in `first`: until the program runs, nobody may trace us or open our files.
     at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
-    become_root(plan)
+    become_root(forget_groups)
 }
 
-fn become_root(plan: &Plan) -> Result<(), Failure> {
-    if plan.process.groups.is_some() {
+fn become_root(forget_groups: bool) -> Result<(), Failure> {
+    if forget_groups {
         at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
     }
     at(Step::BecomeRoot, 1, cred::setgid(0))?;
     at(Step::BecomeRoot, 2, cred::setuid(0))
 }
 
-fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+pub(super) fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     let file = path::open(dir, name, O_WRONLY, 0, Resolve::Free)?;
     fd::write(file.as_fd(), value).map(drop)
 }
@@ -160,7 +167,6 @@ const O_DIRECTORY: i32 = nix::libc::O_DIRECTORY;
 const ENOENT: i32 = nix::libc::ENOENT;
 const ENOTDIR: i32 = nix::libc::ENOTDIR;
 const EEXIST: i32 = nix::libc::EEXIST;
-const EACCES: i32 = nix::libc::EACCES;
 
 /// The container's process.
 fn second(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
@@ -193,12 +199,14 @@ fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
 
 /// Builds the container's root and makes it ours. Returns the terminal's slave.
 fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
-    // Before the first mount: none of ours may reach the host. MS_SLAVE keeps the host's unmounts coming.
-    at(
-        Step::Propagation,
-        0,
-        mount::mount(None, c"/", None, MS_REC | plan.propagation, None),
-    )?;
+    if !plan.shared {
+        // Before the first mount: none of ours may reach the host. MS_SLAVE keeps the host's unmounts coming.
+        at(
+            Step::Propagation,
+            0,
+            mount::mount(None, c"/", None, MS_REC | plan.propagation, None),
+        )?;
+    }
     if plan.loopback {
         at(Step::Loopback, 0, socket::loopback_up())?;
     }
@@ -215,7 +223,7 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
     )?;
     let root = plan.root.as_fd();
     for (index, one) in plan.mounts.iter().enumerate() {
-        mount_one(root, one, index)?;
+        mount_one(root, whole.proc.as_fd(), one, index)?;
     }
     let terminal = open_terminal(&whole.process.stdio, Some(root))?;
     for (index, (name, value)) in plan.sysctls.iter().enumerate() {
@@ -226,6 +234,8 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
             write_file(whole.proc.as_fd(), name, value.to_bytes()),
         )?;
     }
+    // As runc and crun: an image need not have it. A place where none can be made is told by chdir.
+    drop(make_target(root, &plan.directory, true));
     // The host's /dev/null and an own empty tmpfs: nothing the image could have put there (CVE-2025-31133).
     mask(root, &plan.masked)?;
     for (index, target) in plan.readonly.iter().enumerate() {
@@ -244,8 +254,12 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
     }
     // proc and sysfs stand: the kernel compares new ones with the host's, which go with the pivot.
     at(Step::Pivot, 0, path::fchdir(root))?;
-    at(Step::Pivot, 1, mount::pivot_here())?;
-    at(Step::Pivot, 2, mount::detach(c"."))?;
+    if plan.shared {
+        at(Step::Pivot, 4, path::chroot_here())?;
+    } else {
+        at(Step::Pivot, 1, mount::pivot_here())?;
+        at(Step::Pivot, 2, mount::detach(c"."))?;
+    }
     at(Step::Pivot, 3, path::chdir(c"/"))?;
     if plan.readonly_root {
         let change = Change {
@@ -267,14 +281,46 @@ fn enter_root(plan: &RootPlan, whole: &Plan, status: BorrowedFd<'_>) -> Result<O
 
 const MS_REC: u64 = nix::libc::MS_REC;
 
-fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(), Failure> {
+fn mount_one(
+    root: BorrowedFd<'_>,
+    proc: BorrowedFd<'_>,
+    plan: &MountPlan,
+    index: usize,
+) -> Result<(), Failure> {
     match &plan.what {
-        What::Tree { tree, directory } => {
+        What::Tree {
+            tree,
+            directory,
+            unbindable,
+            again,
+        } => {
             let target = at(Step::Target, index, make_target(root, &plan.target, *directory))?;
             at(
                 Step::AttachMount,
                 index,
                 mount::attach(tree.as_fd(), target.as_fd()),
+            )?;
+            let copy = if *again {
+                Some(at(
+                    Step::AttachMount,
+                    index,
+                    replace(proc, tree.as_fd(), target.as_fd()),
+                )?)
+            } else {
+                None
+            };
+            let Some(recursive) = unbindable else {
+                return Ok(());
+            };
+            let change = Change {
+                propagation: nix::libc::MS_UNBINDABLE,
+                ..Change::default()
+            };
+            let tree = copy.as_ref().unwrap_or(tree);
+            at(
+                Step::ChangeMount,
+                index,
+                mount::change(tree.as_fd(), change, *recursive),
             )
         }
         What::New {
@@ -317,6 +363,15 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan, index: usize) -> Result<(),
             )
         }
     }
+}
+
+/// Puts a copy in the place of an attached tree. Linux 6.8 and later list mounts by when they were made, and many read
+/// their order from that list.
+fn replace(proc: BorrowedFd<'_>, tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = mount::clone_tree(tree, c"", true)?;
+    mount::detach_fd(proc, tree)?;
+    mount::attach(copy.as_fd(), target)?;
+    Ok(copy)
 }
 
 /// Finds a place; the directory, file or link must be there.
@@ -434,176 +489,4 @@ fn make_readonly(root: BorrowedFd<'_>, target: &Target, index: usize) -> Result<
         index,
         mount::attach(tree.as_fd(), place.as_fd()),
     )
-}
-
-/// Becomes the process: streams, label, limits, ids, capabilities, filter, program.
-fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_>) -> Result<(), Failure> {
-    let plan = &whole.process;
-    connect_stdio(plan, terminal)?;
-    write_labels(whole)?;
-    if plan.release.is_some() {
-        // While we wait for the release we are still the runtime, with the host's files open, and others may run in the
-        // container by then: an exec, a hook. None of them may look into us (as CVE-2016-9962, CVE-2019-5736).
-        at(Step::Ready, 4, process::set_dumpable(false))?;
-    }
-    for (index, limit) in plan.limits.iter().enumerate() {
-        at(Step::Limit, index, cred::setrlimit(*limit))?;
-    }
-    if let Some(persona) = plan.personality {
-        at(Step::Personality, 0, cred::set_personality(persona))?;
-    }
-    if let Some((class, level)) = plan.io_priority {
-        at(Step::IoPriority, 0, schedule::set_io_priority(class, level))?;
-    }
-    if let Some(policy) = &plan.memory_policy {
-        at(Step::MemoryPolicy, 0, policy.apply())?;
-    }
-    if let Some(scheduler) = plan.scheduler {
-        // Before the rights for it go with the ids and capabilities.
-        at(Step::Scheduler, 0, schedule::set_scheduler(scheduler))?;
-    }
-    // As root first, as the user may lack the right to pass a parent; as the user below, if only he may.
-    let entered = path::chdir(&plan.directory);
-    if plan.no_new_privs {
-        at(Step::NoNewPrivs, 0, process::set_no_new_privs())?;
-    } else if let Some((program, flags)) = &plan.seccomp {
-        // Without no_new_privs a filter takes CAP_SYS_ADMIN, which goes below.
-        load_filter(plan.listener, program, *flags, status)?;
-    }
-    for (index, capability) in plan.unbound.iter().enumerate() {
-        at(Step::Capabilities, index, cred::drop_bounding(*capability))?;
-    }
-    at(Step::Ids, 0, cred::set_keep_caps(true))?;
-    if let Some(groups) = &plan.groups {
-        at(Step::Ids, 1, cred::setgroups(groups))?;
-    }
-    at(Step::Ids, 2, cred::setgid(plan.gid))?;
-    at(Step::Ids, 3, cred::setuid(plan.uid))?;
-    at(Step::Ids, 4, cred::set_keep_caps(false))?;
-    at(Step::Capabilities, 100, cred::clear_ambient())?;
-    at(Step::Capabilities, 101, cred::capset(plan.capabilities))?;
-    for capability in &plan.ambient {
-        at(Step::Capabilities, 102, cred::raise_ambient(*capability))?;
-    }
-    if plan.die_with_parent {
-        // After the last change of ids and capabilities, each of which forgets it (prctl(2), PR_SET_PDEATHSIG).
-        at(Step::Ids, 5, process::set_parent_death_signal(nix::libc::SIGKILL))?;
-    }
-    match entered {
-        Err(error) if error.raw_os_error() == Some(EACCES) => {
-            at(Step::Directory, 0, path::chdir(&plan.directory))?;
-        }
-        result => at(Step::Directory, 0, result)?,
-    }
-    // CVE-2024-21626: /proc/self/fd/N as a working directory would be a directory of the host's.
-    if !at(Step::Directory, 1, path::cwd_is_inside())? {
-        return at(
-            Step::DirectoryOutside,
-            0,
-            Err(io::Error::from_raw_os_error(EACCES)),
-        );
-    }
-    let program = search(&plan.candidates)?;
-    if plan.no_new_privs
-        && plan.listener
-        && let Some((filter, flags)) = &plan.seccomp
-    {
-        // Here, as the parent of a container that waits for its release is gone afterwards.
-        load_filter(true, filter, *flags, status)?;
-    }
-    if let Some(release) = &plan.release {
-        at(Step::Ready, 0, Record::Ready.send(status))?;
-        // The parent listens no more. Who may trace everybody in the container shall find nothing of the host's.
-        at(
-            Step::Ready,
-            5,
-            fd::close_but(3 + plan.preserve_fds, release.as_fd()),
-        )?;
-        let mut byte = [0];
-        if at(Step::Ready, 1, fd::read(release.as_fd(), &mut byte))? == 0 {
-            return at(
-                Step::Ready,
-                2,
-                Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)),
-            );
-        }
-    } else {
-        at(Step::Ready, 3, Record::Exec.send(status))?;
-    }
-    path::umask(plan.umask);
-    at(Step::CloseFds, 0, fd::cloexec_from(3))?;
-    for number in 3..3 + plan.preserve_fds {
-        at(Step::CloseFds, 1, fd::keep_on_exec(number as i32))?;
-    }
-    if plan.no_new_privs
-        && !plan.listener
-        && let Some((program, flags)) = &plan.seccomp
-    {
-        // Last: the program needs nothing of what the filter forbids us.
-        at(Step::Seccomp, 1, sys::seccomp::load(program, *flags))?;
-    }
-    let error = process::execve(program, &plan.arguments, &plan.environment);
-    at(Step::Exec, 0, Err(error))
-}
-
-/// Loads the filter; one that asks a supervisor has a listener, which goes to the parent.
-fn load_filter(
-    listener: bool,
-    program: &[sys::seccomp::Instruction],
-    flags: u32,
-    status: BorrowedFd<'_>,
-) -> Result<(), Failure> {
-    if !listener {
-        return at(Step::Seccomp, 0, sys::seccomp::load(program, flags));
-    }
-    let listener = at(Step::Seccomp, 2, sys::seccomp::load_with_listener(program, flags))?;
-    at(
-        Step::Seccomp,
-        3,
-        Record::Listener.send_with(status, listener.as_fd()),
-    )
-}
-
-fn write_labels(whole: &Plan) -> Result<(), Failure> {
-    if whole.process.labels.is_empty() {
-        return Ok(());
-    }
-    // The files of a process that nobody may trace belong to the host's root. We have every capability still, so nobody
-    // in the container may trace us in this moment.
-    at(Step::Label, 0, process::set_dumpable(true))?;
-    for (index, (name, value)) in whole.process.labels.iter().enumerate() {
-        // Through the host's verified procfs (CVE-2019-16884, CVE-2019-19921, CVE-2025-52881).
-        at(
-            Step::Label,
-            index,
-            write_file(whole.proc.as_fd(), name, value.to_bytes()),
-        )?;
-    }
-    at(Step::Label, 0, process::set_dumpable(false))
-}
-
-/// The first candidate that can be executed, as execvp(3) chooses.
-fn search(candidates: &[CString]) -> Result<&CStr, Failure> {
-    let mut refused = None;
-    for (index, candidate) in candidates.iter().enumerate() {
-        let result = path::open(path::here(), candidate, O_PATH, 0, Resolve::Free)
-            .and_then(|file| path::stat(file.as_fd()))
-            .and_then(|stat| {
-                if stat.is_dir() {
-                    Err(io::Error::from_raw_os_error(EACCES))
-                } else {
-                    Ok(())
-                }
-            })
-            .and_then(|()| path::may_execute(candidate));
-        match result {
-            Ok(()) => return Ok(candidate),
-            Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ENOTDIR)) => {}
-            Err(error) => refused = Some((index, error)),
-        }
-    }
-    match refused {
-        Some((index, error)) => at(Step::Find, index, Err(error)),
-        None => at(Step::Find, 0, Err(io::Error::from_raw_os_error(ENOENT))),
-    }
 }

@@ -92,7 +92,8 @@ impl Explain {
             Step::AttachRoot => "attach the root file system".to_owned(),
             Step::Target if failure.errno == libc::ELOOP => {
                 format!(
-                    "find {} in the root file system: a symbolic link is in the way",
+                    "find {} in the root file system: a symbolic link is in the way; it must be mounted on ordinary \
+                     directory",
                     of(&self.mounts)
                 )
             }

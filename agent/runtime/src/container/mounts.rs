@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::libc;
@@ -41,6 +42,8 @@ pub(super) struct Context<'a> {
     pub(super) label: Option<&'a str>,
     /// Devices that could not be made and are to be bound, in the order of `plan`'s mounts.
     pub(super) bound: RefCell<Vec<devices::Bound>>,
+    /// The kernel's list of mounts shall have the configuration's order.
+    pub(super) in_order: bool,
     /// No network namespace of its own: sysfs shows the host's and may be refused.
     pub(super) host_network: bool,
     /// No IPC namespace of its own: its message queues are the host's.
@@ -116,8 +119,10 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
                 plans.push(MountPlan {
                     target: target(mount.destination(), Resolve::InRoot, None)?,
                     what: What::Tree {
-                        tree: dev(&options, context)?,
+                        tree: dev(mount, &options, context)?,
                         directory: true,
+                        unbindable: None,
+                        again: false,
                     },
                 });
                 bound(context, &mut plans)?;
@@ -127,6 +132,16 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
         }
         if plans.len() > MOUNTS_MAX {
             return Err(invalid("mounts", format!("more than {MOUNTS_MAX}")));
+        }
+    }
+    if context.in_order {
+        let mut made = false;
+        for plan in &mut plans {
+            match &mut plan.what {
+                What::Tree { again, .. } => *again = made,
+                What::New { .. } => made = true,
+                What::Change { .. } => {}
+            }
         }
     }
     Ok(plans)
@@ -145,6 +160,8 @@ fn bound(context: &Context<'_>, plans: &mut Vec<MountPlan>) -> Result<(), StartE
             what: What::Tree {
                 tree,
                 directory: false,
+                again: false,
+                unbindable: None,
             },
         });
     }
@@ -164,7 +181,7 @@ fn copied(
 ) -> Result<MountPlan, StartError> {
     let place = target(mount.destination(), Resolve::InRoot, None)?;
     let make = || -> io::Result<OwnedFd> {
-        let tree = tmpfs(options, context)?.mount(options.change.set & !mount::MOUNT_ATTR_RDONLY)?;
+        let tree = tmpfs(mount, options, context)?.mount(options.change.set & !mount::MOUNT_ATTR_RDONLY)?;
         if let Some(path) = place.prefixes.last() {
             copyup::copy(context.root, path, tree.as_fd())?;
         }
@@ -194,6 +211,8 @@ fn copied(
         what: What::Tree {
             tree,
             directory: true,
+            unbindable: None,
+            again: false,
         },
     })
 }
@@ -231,6 +250,16 @@ fn new(
             string(field, key)?,
             value.as_ref().map(|value| string(field, value)).transpose()?,
         ));
+    }
+    if kind == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") {
+        // As runc: that of the directory it covers.
+        let place = target(mount.destination(), resolve, None)?;
+        let whole = place.prefixes.last().map_or(c".", |path| path.as_c_str());
+        if let Ok(found) = path::open(context.root, whole, libc::O_PATH | libc::O_DIRECTORY, 0, resolve) {
+            let stat = path::stat(found.as_fd()).map_err(host("look at a directory to cover"))?;
+            let mode = format!("{:o}", stat.mode & 0o7777);
+            data.push((c"mode".to_owned(), Some(string(field, &mode)?)));
+        }
     }
     let mut root_label = None;
     if let Some(label) = context.label {
@@ -276,12 +305,13 @@ fn bind(
         .as_ref()
         .ok_or_else(|| invalid(field, "a bind mount without a source"))?;
     let source = context.bundle.join(source);
-    if !options.data.is_empty() {
-        let names: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
-        return Err(invalid(
-            field,
-            format!("unknown option of a bind mount: {}", names.join(",")),
-        ));
+    // What has a value is the file system's (`size=`, `mode=`): it is there already, and mount(2) ignores such data when
+    // it binds. A word that nobody knows may be a misspelt restriction.
+    let unknown = |(key, value): &&(String, Option<String>)| {
+        value.is_none() && !options::OF_FILE_SYSTEMS.contains(&key.as_str())
+    };
+    if let Some((name, _)) = options.data.iter().find(unknown) {
+        return Err(invalid(field, format!("unknown option of a bind mount: {name}")));
     }
     let failed = |action: &'static str| {
         let path = source.clone();
@@ -315,19 +345,23 @@ fn bind(
     .map_err(failed("set the options of"))?;
     // Private unless asked: a container's mounts below a volume are nobody else's matter.
     let (propagation, recursive) = options.propagation.unwrap_or((libc::MS_PRIVATE, true));
-    mount::change(
-        tree.as_fd(),
-        Change {
+    let unbindable = (propagation == libc::MS_UNBINDABLE).then_some(recursive);
+    if unbindable.is_none() {
+        let change = Change {
             propagation,
             ..Change::default()
-        },
-        recursive,
-    )
-    .map_err(failed("set the propagation of"))?;
+        };
+        mount::change(tree.as_fd(), change, recursive).map_err(failed("set the propagation of"))?;
+    }
     drop(idmapped);
     Ok(MountPlan {
         target: target(mount.destination(), Resolve::InRoot, None)?,
-        what: What::Tree { tree, directory },
+        what: What::Tree {
+            tree,
+            directory,
+            unbindable,
+            again: false,
+        },
     })
 }
 
@@ -387,8 +421,12 @@ pub(super) fn needs_users(mounts: &[Mount]) -> bool {
 }
 
 /// A tmpfs that belongs to whoever is root inside.
-fn tmpfs(options: &MountOptions, context: &Context<'_>) -> io::Result<FsContext> {
+fn tmpfs(mount: &Mount, options: &MountOptions, context: &Context<'_>) -> io::Result<FsContext> {
     let tmpfs = FsContext::open(c"tmpfs")?;
+    if let Some(source) = mount.source() {
+        // A name and no more, which the kernel's list of mounts shows.
+        tmpfs.string(c"source", &CString::new(source.as_os_str().as_bytes())?)?;
+    }
     for (key, value) in &options.data {
         // Ours below: as whoever is root inside.
         if key == "uid" || key == "gid" {
@@ -408,9 +446,9 @@ fn tmpfs(options: &MountOptions, context: &Context<'_>) -> io::Result<FsContext>
 }
 
 /// /dev: a tmpfs of ours with nodes made on the detached tree, so that they work in a user namespace too.
-fn dev(options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartError> {
+fn dev(mount: &Mount, options: &MountOptions, context: &Context<'_>) -> Result<OwnedFd, StartError> {
     let make = || -> io::Result<OwnedFd> {
-        let tmpfs = tmpfs(options, context)?;
+        let tmpfs = tmpfs(mount, options, context)?;
         tmpfs.mount(options.change.set & !mount::MOUNT_ATTR_NODEV & !mount::MOUNT_ATTR_RDONLY)
     };
     let tree = make().map_err(host("make /dev"))?;
@@ -465,6 +503,10 @@ pub(super) fn fill(dev: BorrowedFd<'_>, context: &Context<'_>) -> io::Result<()>
     }
     for device in context.devices {
         if let Ok(inside) = device.path().strip_prefix("/dev") {
+            // A default device, which here is a link to the container's own.
+            if inside == Path::new("ptmx") {
+                continue;
+            }
             devices::make(dev, inside, device, context)?;
         }
     }
@@ -510,6 +552,8 @@ fn cgroup(
             What::Tree {
                 tree,
                 directory: true,
+                unbindable: None,
+                again: false,
             }
         };
         plans.push(MountPlan {

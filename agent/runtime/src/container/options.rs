@@ -70,8 +70,7 @@ fn attribute(name: &str, change: &mut Change) -> bool {
 
 /// Every option that means the same on each mount: what `features` tells.
 pub(crate) fn mount_options() -> Vec<&'static str> {
-    // The file system's own flags, which the kernel's `fsconfig` takes of any.
-    let mut names = vec!["dirsync", "lazytime", "mand", "nomand", "sync"];
+    let mut names = OF_FILE_SYSTEMS.to_vec();
     names.extend(PLAIN);
     names.extend(
         ATTRIBUTES
@@ -81,6 +80,9 @@ pub(crate) fn mount_options() -> Vec<&'static str> {
     names.sort_unstable();
     names
 }
+
+/// The file system's own flags, which the kernel's `fsconfig` takes of any.
+pub(super) const OF_FILE_SYSTEMS: [&str; 5] = ["dirsync", "lazytime", "mand", "nomand", "sync"];
 
 const PLAIN: [&str; 20] = [
     "async",

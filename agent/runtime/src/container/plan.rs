@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::mounts::{self, Context, id_maps};
 use super::program::{Users, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
@@ -15,7 +15,7 @@ use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
 use crate::sandbox::{self, IdMaps, Sandbox};
-use sys::path;
+use sys::path::{self, Resolve};
 
 use crate::spec::{ContainerSpec, IdRange, Rootfs};
 
@@ -82,10 +82,11 @@ pub(super) fn plan(
     let here = PathBuf::from(".");
     let bundle = options.bundle.unwrap_or(&here);
     let mut namespaces = namespaces(linux, sandbox)?;
-    if namespaces.made & libc::CLONE_NEWNS as u64 == 0 {
+    let shared = namespaces.made & libc::CLONE_NEWNS as u64 == 0;
+    if shared && (!matches!(namespaces.user, UserNamespace::None) || options.bundle.is_none()) {
         return Err(invalid(
             "linux.namespaces",
-            "a container needs a mount namespace of its own",
+            "a container of this kind needs a mount namespace of its own",
         ));
     }
     let label = linux.mount_label().as_deref().filter(|_| selinux_enabled());
@@ -131,6 +132,7 @@ pub(super) fn plan(
         bundle,
         label,
         bound: Default::default(),
+        in_order: options.in_order,
         host_network: !has(libc::CLONE_NEWNET),
         host_ipc: !has(libc::CLONE_NEWIPC),
     };
@@ -141,6 +143,9 @@ pub(super) fn plan(
     let mut sysctls = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
         let field = || format!("linux.sysctl.{name}");
+        if name.replace('/', ".") == "kernel.hostname" {
+            return Err(invalid(field(), "the configuration's hostname says that"));
+        }
         let kind = sandbox::sysctl_namespace(name)
             .ok_or_else(|| invalid(field(), "not a sysctl of a container's own"))?;
         if !own(kind) && !namespaces.joins_other(linux, kind)? {
@@ -166,9 +171,15 @@ pub(super) fn plan(
     }
     let own_network = own(libc::CLONE_NEWNET) || namespaces.joins_other(linux, libc::CLONE_NEWNET)?;
     let interfaces = interfaces::plan(linux, own_network)?;
+    let place = match (config.root(), shared) {
+        (Some(root), true) => rootfs::c_path(&bundle.join(root.path()))?,
+        _ => super::PLACE.to_owned(),
+    };
     let root = RootPlan {
         root,
-        place: super::PLACE.to_owned(),
+        shared,
+        place,
+        directory: mounts::target(process.cwd(), Resolve::InRoot, None)?,
         mounts,
         masked: covered(linux.masked_paths())?,
         readonly: covered(linux.readonly_paths())?,
@@ -207,25 +218,18 @@ pub(super) fn plan(
             "needs a time namespace of the container's own",
         ));
     }
+    // crun's word for it, which podman's `--group-add keep-groups` gives.
+    let annotations = config.annotations().as_ref();
+    if annotations.is_some_and(|all| {
+        all.get("run.oci.keep_original_groups")
+            .is_some_and(|value| value == "1")
+    }) {
+        plan.process.groups = None;
+    }
     if let Some(policy) = linux.memory_policy() {
         plan.process.memory_policy = Some(scheduling::memory_policy(policy)?);
     }
-    if let Some(personality) = linux.personality() {
-        if personality
-            .flags()
-            .as_ref()
-            .is_some_and(|flags| !flags.is_empty())
-        {
-            return Err(invalid(
-                "linux.personality.flags",
-                "the specification has none yet",
-            ));
-        }
-        plan.process.personality = Some(match personality.domain() {
-            LinuxPersonalityDomain::PerLinux => 0,
-            LinuxPersonalityDomain::PerLinux32 => 8,
-        });
-    }
+    plan.process.personality = scheduling::personality(linux)?;
     plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
     plan.inside_user = options.inside_user;

@@ -1,5 +1,7 @@
 //! The process of the specification as a recipe: program, environment, user, rights, limits, streams.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -39,7 +41,24 @@ pub(super) fn c_string(field: &str, value: &str) -> Result<CString, StartError> 
 }
 
 pub(crate) fn has_variable(process: &Process, name: &str) -> bool {
-    variable(process, name).is_some()
+    variable(process, name).is_some_and(|value| !value.is_empty())
+}
+
+/// Each variable once, with its last value: environ(7) leaves open which of two counts, and programs take the first.
+fn last_of_each<'a>(environment: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    let name = |entry: &'a str| entry.split_once('=').map_or(entry, |(name, _)| name);
+    let mut entries: Vec<&str> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for entry in environment {
+        match places.entry(name(entry)) {
+            Entry::Occupied(place) => entries[*place.get()] = entry,
+            Entry::Vacant(place) => {
+                place.insert(entries.len());
+                entries.push(entry);
+            }
+        }
+    }
+    entries.into_iter()
 }
 
 fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
@@ -141,10 +160,11 @@ pub(crate) fn plan_process(
     let strings = |field: &str, list: &[String]| -> Result<Vec<CString>, StartError> {
         list.iter().map(|value| c_string(field, value)).collect()
     };
-    let mut environment = strings("process.env", process.env().as_deref().unwrap_or_default())?;
-    if let Some(home) = home {
-        environment.push(c_string("process.env", &format!("HOME={home}"))?);
-    }
+    let home = home.map(|home| format!("HOME={home}"));
+    let environment = process.env().as_deref().unwrap_or_default();
+    let environment = environment.iter().chain(&home).map(String::as_str);
+    let environment = last_of_each(environment).map(|entry| c_string("process.env", entry));
+    let environment = environment.collect::<Result<Vec<_>, _>>()?;
     let user = process.user();
     let (capabilities, unbound, ambient) =
         capabilities(process.capabilities().as_ref(), users != Users::Host)?;
@@ -192,6 +212,7 @@ pub(crate) fn plan_process(
         time: None,
         cgroup_namespace: false,
         root: None,
+        chroot: None,
         process: ProcessPlan {
             candidates: candidates(process, program)?,
             arguments: CStrings::new(strings("process.args", arguments)?),

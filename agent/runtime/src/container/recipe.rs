@@ -32,7 +32,14 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) enum What {
     /// A tree that the parent made.
-    Tree { tree: OwnedFd, directory: bool },
+    Tree {
+        tree: OwnedFd,
+        directory: bool,
+        /// Set last, as such a mount cannot be copied: MS_UNBINDABLE, and whether of all below too.
+        unbindable: Option<bool>,
+        /// The child has made a mount before this one: it takes a copy, which is the younger of the two.
+        again: bool,
+    },
     /// A file system that only a member of the container's namespaces can make.
     New {
         fstype: CString,
@@ -58,9 +65,13 @@ pub(crate) struct MountPlan {
 pub(crate) struct RootPlan {
     /// Detached.
     pub(crate) root: OwnedFd,
+    /// The mount namespace is not the container's own: its root is left where it is attached, and entered by chroot.
+    pub(crate) shared: bool,
     /// An existing directory of the host's, covered in the container's mount namespace until the pivot.
     pub(crate) place: CString,
     pub(crate) mounts: Vec<MountPlan>,
+    /// The process's working directory, to be made where the image has none.
+    pub(crate) directory: Target,
     pub(crate) masked: Vec<Target>,
     pub(crate) readonly: Vec<Target>,
     pub(crate) readonly_root: bool,
@@ -94,7 +105,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) directory: CString,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// None leaves those that there are: in a user namespace of one's own making they cannot be changed.
+    /// None keeps the caller's: asked for, or in a user namespace of one's own making, where they cannot be changed.
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: u32,
     pub(crate) limits: Vec<Rlimit>,
@@ -154,6 +165,8 @@ pub(crate) struct Plan {
     pub(crate) time: Option<CString>,
     pub(crate) cgroup_namespace: bool,
     pub(crate) root: Option<RootPlan>,
+    /// Of a further process, a root that is not that of the mount namespace it joins.
+    pub(crate) chroot: Option<OwnedFd>,
     pub(crate) process: ProcessPlan,
 }
 
@@ -162,6 +175,6 @@ impl Plan {
     /// namespace comes before making the others, and of a PID namespace is for children only.
     pub(crate) fn needs_first(&self) -> bool {
         // Clocks are moved before the namespace has its first process.
-        !self.joins.is_empty() || self.time.is_some()
+        !self.joins.is_empty() || self.time.is_some() || self.chroot.is_some()
     }
 }

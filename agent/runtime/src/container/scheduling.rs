@@ -3,8 +3,8 @@
 use std::ffi::CString;
 
 use oci_spec::runtime::{
-    IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxSchedulerFlag, LinuxSchedulerPolicy,
-    MemoryPolicyFlagType, MemoryPolicyModeType, Process,
+    IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process,
 };
 use sys::schedule::{Cpus, MemoryPolicy, Scheduler};
 
@@ -151,6 +151,27 @@ pub(super) fn time_offsets(linux: &Linux) -> Result<CString, StartError> {
         lines.push_str(&format!("{clock} {} {nanoseconds}\n", offset.secs().unwrap_or(0)));
     }
     c_string("linux.timeOffsets", &lines)
+}
+
+/// The execution domain by the kernel's number.
+pub(crate) fn personality(linux: &Linux) -> Result<Option<u64>, StartError> {
+    let Some(personality) = linux.personality() else {
+        return Ok(None);
+    };
+    if personality
+        .flags()
+        .as_ref()
+        .is_some_and(|flags| !flags.is_empty())
+    {
+        return Err(invalid(
+            "linux.personality.flags",
+            "the specification has none yet",
+        ));
+    }
+    Ok(Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    }))
 }
 
 #[cfg(test)]

@@ -49,6 +49,9 @@ const VALUES: &[&str] = &[
     "mem-bw-schema",
     "image-path",
     "work-path",
+    // crun's own.
+    "cgroup-manager",
+    "config",
 ];
 /// Flags without.
 const SWITCHES: &[&str] = &[
@@ -90,8 +93,10 @@ const SHORT: &[(&str, &str)] = &[
 
 /// The whole name of a flag: what `-f` stands for hangs on the verb.
 fn long<'a>(name: &'a str, verb: Option<&str>) -> &'a str {
-    if name == "f" && matches!(verb, Some("list" | "ps")) {
-        return "format";
+    match (name, verb) {
+        ("f", Some("list" | "ps")) => return "format",
+        ("f", Some("create" | "run")) => return "config",
+        _ => {}
     }
     SHORT
         .iter()
@@ -218,8 +223,18 @@ impl Arguments {
         let Some(id) = self.words.first() else {
             return Err(refused("container id cannot be empty"));
         };
-        crate::name::check(id)
-            .map_err(|reason| refused(format!("invalid container id {id:?}: it {reason}")))?;
+        crate::name::check(id).map_err(|reason| {
+            // In crun's words where they fit.
+            match id
+                .chars()
+                .find(|letter| !letter.is_ascii_alphanumeric() && !"_+-.".contains(*letter))
+            {
+                Some(letter) => refused(format!(
+                    "invalid character `{letter}` in the ID {id:?}: it {reason}"
+                )),
+                None => refused(format!("invalid container id {id:?}: it {reason}")),
+            }
+        })?;
         Ok(id)
     }
 }
@@ -261,6 +276,7 @@ mod tests {
     fn a_short_flag_means_what_its_verb_says() {
         assert_eq!(parse("list -f json").unwrap().value("format"), Some("json"));
         assert!(parse("delete -f ID").unwrap().is("force"));
+        assert_eq!(parse("run -f c.json ID").unwrap().value("config"), Some("c.json"));
         let ps = parse("ps ID -e -f").unwrap();
         assert_eq!(ps.words, ["ID", "-e", "-f"]);
         let ps = parse("ps ID --format json").unwrap();

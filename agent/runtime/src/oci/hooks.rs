@@ -173,7 +173,19 @@ fn one(record: &Record, point: Point, index: usize, hook: &Hook, status: Status)
         Point::CreateContainer => {
             let (kinds, user) = exec::kinds(record.pid).map_err(step("find the namespaces for"))?;
             let target = process::pidfd_open(record.pid).map_err(step("find the namespaces for"))?;
-            spawn(hook, Some((target.as_fd(), kinds, user)), &input, &output).map_err(step("run"))?
+            let root = record
+                .config
+                .root()
+                .as_ref()
+                .map(|root| record.bundle.join(root.path()));
+            let root = root.map(|root| CString::new(root.as_os_str().as_bytes()));
+            let inside = Inside {
+                target: target.as_fd(),
+                kinds,
+                user,
+                root: root.transpose().map_err(io::Error::from).map_err(step("run"))?,
+            };
+            spawn(hook, Some(inside), &input, &output).map_err(step("run"))?
         }
         _ => spawn(hook, None, &input, &output).map_err(step("run"))?,
     };
@@ -251,16 +263,27 @@ fn arguments(hook: &Hook) -> Vec<String> {
     }
 }
 
-/// Runs a hook with our rights and exactly its environment, in our namespaces or in those of a process.
-fn spawn(
-    hook: &Hook,
-    inside: Option<(BorrowedFd<'_>, i32, bool)>,
-    input: &File,
-    output: &File,
-) -> io::Result<OwnedFd> {
+/// Where a hook of the container's namespaces runs.
+struct Inside<'a> {
+    target: BorrowedFd<'a>,
+    kinds: i32,
+    user: bool,
+    /// Its working directory, as with runc: the container's root, not yet entered.
+    root: Option<CString>,
+}
+
+/// Runs a hook with our rights and exactly its environment, if it has one, in our namespaces or in those of a process.
+fn spawn(hook: &Hook, inside: Option<Inside<'_>>, input: &File, output: &File) -> io::Result<OwnedFd> {
     let path = CString::new(hook.path().as_os_str().as_bytes())?;
     let arguments = CStrings::new(c_strings(&arguments(hook))?);
-    let environment = CStrings::new(c_strings(hook.env().as_deref().unwrap_or_default())?);
+    // None given: ours, as with runc and crun. An empty list is one.
+    let environment = match hook.env() {
+        Some(environment) => c_strings(environment)?,
+        None => std::env::vars_os()
+            .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<Result<_, _>>()?,
+    };
+    let environment = CStrings::new(environment);
     let args = CloneArgs {
         flags: 0,
         exit_signal: nix::libc::SIGCHLD,
@@ -281,13 +304,24 @@ fn spawn(
         EXIT_CANNOT
     };
     let body = || {
-        let Some((target, kinds, user)) = inside else {
+        let Some(Inside {
+            target,
+            kinds,
+            user,
+            root,
+        }) = &inside
+        else {
             return fail(become_hook());
         };
         // The PID namespace is for children only: the hook is one, and dies with us.
         let enter = || -> io::Result<i32> {
-            process::setns(target, kinds)?;
-            if user {
+            if *kinds != 0 {
+                process::setns(*target, *kinds)?;
+            }
+            if let Some(root) = root {
+                sys::path::chdir(root)?;
+            }
+            if *user {
                 cred::setgroups(&[])?;
                 cred::setgid(0)?;
                 cred::setuid(0)?;
@@ -333,10 +367,10 @@ fn in_container(record: &Record, hook: &Hook, input: &File, output: &File) -> Re
         .map_err(|error| Failure::Io(io::Error::other(error)))?
         .ok_or_else(|| Failure::Io(io::Error::from_raw_os_error(nix::libc::ESRCH)))?;
     let mut process: Process = record.config.process().clone().unwrap_or_default();
-    process
-        .set_args(Some(arguments(hook)))
-        .set_env(Some(hook.env().clone().unwrap_or_default()))
-        .set_terminal(Some(false));
+    process.set_args(Some(arguments(hook))).set_terminal(Some(false));
+    if let Some(environment) = hook.env() {
+        process.set_env(Some(environment.clone()));
+    }
     let above = |file: &File| fd::dup_above(file.as_fd(), 3).map_err(Failure::Io);
     let stdio = Stdio::Fds([above(input)?, above(output)?, above(output)?]);
     let seccomp = record
@@ -348,6 +382,8 @@ fn in_container(record: &Record, hook: &Hook, input: &File, output: &File) -> Re
     let state = record.describe(Status::Created);
     let options = Options {
         program: Some(&path),
+        bare_environment: hook.env().is_some(),
+        shared_mounts: record.mounted_over.is_some(),
         state: Some(&state),
         ..Options::default()
     };

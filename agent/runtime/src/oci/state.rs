@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,10 @@ pub(super) struct Record {
     /// Made without root where no cgroup can be: it stays in that of its creator.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) no_cgroup: bool,
+    /// Of a container without a mount namespace of its own: the mount that its root lies on, as `mount_of` tells; what is
+    /// mounted over that is the container's.
+    #[serde(default)]
+    pub(super) mounted_over: Option<u64>,
     pub(super) created: String,
     pub(super) config: Spec,
 }
@@ -355,6 +359,7 @@ impl Record {
             cgroup: self.cgroup.clone(),
             unit: self.unit.clone(),
             no_cgroup: self.no_cgroup,
+            mounted_over: self.mounted_over,
             created: self.created.clone(),
             config,
         }
@@ -379,6 +384,18 @@ impl Record {
             "owner": "",
         })
     }
+}
+
+/// The mount that a path lies on (`mnt_id` of proc_pid_fdinfo(5)).
+pub(super) fn mount_of(path: &Path) -> io::Result<u64> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH)
+        .open(path)?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// When a process started, in clock ticks since boot.

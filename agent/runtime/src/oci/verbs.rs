@@ -6,14 +6,15 @@ mod describe;
 mod end;
 mod events;
 mod exec;
+mod json;
 mod limits;
 mod look;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -27,16 +28,12 @@ use console::Console;
 
 /// How long a killed container may take to be gone.
 const END_WAIT: Duration = Duration::from_secs(10);
-/// Largest configuration: the largest seccomp profiles are some 100 KiB.
-const CONFIG_BYTES_MAX: u64 = 16 << 20;
-/// Room for one of an engine's, so that it is read at once.
-const CONFIG_ROOM: usize = 64 << 10;
 const SIGKILL: i32 = nix::libc::SIGKILL;
 
 const USAGE: &str = "\
 usage: bulkhead-runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--rootless true|false|auto] [--debug] \
 COMMAND [FLAGS] ...
-  create run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
+  create run [--bundle DIR] [--config FILE] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
   start state pause resume ID
   kill [--all] ID [SIGNAL]
   delete [--force] ID
@@ -130,67 +127,6 @@ fn step(action: &'static str) -> impl FnOnce(io::Error) -> OciError {
     move |source| OciError::Step { action, source }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, OciError> {
-    parse(read_text(path)?, path)
-}
-
-fn read_json_from<T: serde::de::DeserializeOwned>(from: impl io::Read, path: &Path) -> Result<T, OciError> {
-    parse(read_text_from(from, path)?, path)
-}
-
-fn read_text(path: &Path) -> Result<Vec<u8>, OciError> {
-    let file = File::open(path).map_err(|source| OciError::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    read_text_from(file, path)
-}
-
-fn read_text_from(from: impl io::Read, path: &Path) -> Result<Vec<u8>, OciError> {
-    let mut text = Vec::with_capacity(CONFIG_ROOM);
-    io::Read::read_to_end(&mut io::Read::take(from, CONFIG_BYTES_MAX + 1), &mut text).map_err(|source| {
-        OciError::File {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        }
-    })?;
-    if text.len() as u64 > CONFIG_BYTES_MAX {
-        return Err(refused(format!(
-            "{} is larger than {CONFIG_BYTES_MAX} bytes",
-            path.display()
-        )));
-    }
-    Ok(text)
-}
-
-fn parse<T: serde::de::DeserializeOwned>(text: Vec<u8>, path: &Path) -> Result<T, OciError> {
-    let text = rename_flags(text);
-    serde_json::from_slice(&text).map_err(|source| OciError::Json {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Two flags of the scheduler are called otherwise in the specification (config.md, Linux Process, 1.2) than in the types
-/// that we read it with.
-fn rename_flags(text: Vec<u8>) -> Vec<u8> {
-    const NAMES: [(&str, &str); 2] = [
-        ("\"SCHED_FLAG_RESET_ON_FORK\"", "\"SCHED_RESET_ON_FORK\""),
-        ("\"SCHED_FLAG_DL_OVERRUN\"", "\"SCHED_FLAG_D_L_OVERRUN\""),
-    ];
-    match String::from_utf8(text) {
-        Ok(text) if text.contains("\"SCHED_FLAG_") => NAMES
-            .iter()
-            .fold(text, |text, (name, ours)| text.replace(name, ours))
-            .into_bytes(),
-        Ok(text) => text.into_bytes(),
-        // No JSON at all: the parser says where.
-        Err(error) => error.into_bytes(),
-    }
-}
-
 /// Streams of a process: ours; a terminal whose master goes to the console socket; or one whose master comes to us.
 fn stdio(terminal: bool, detach: bool, arguments: &Arguments) -> Result<(Stdio, Option<Console>), OciError> {
     match (terminal, arguments.value("console-socket")) {
@@ -222,13 +158,9 @@ fn stdio(terminal: bool, detach: bool, arguments: &Arguments) -> Result<(Stdio, 
 /// the process then hears as the first of its PID namespace.
 fn passed_fds(arguments: &Arguments, process: &mut Process) -> Result<u32, OciError> {
     let told: u32 = arguments.number("preserve-fds")?.unwrap_or(0);
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-    let (Some(count), Some(pid)) = (number("LISTEN_FDS"), number("LISTEN_PID")) else {
+    let Some(count) = listened() else {
         return Ok(told);
     };
-    if pid != std::process::id() || count == 0 {
-        return Ok(told);
-    }
     process
         .env_mut()
         .get_or_insert_default()
@@ -236,6 +168,35 @@ fn passed_fds(arguments: &Arguments, process: &mut Process) -> Result<u32, OciEr
     told.checked_add(count)
         .filter(|count| *count < PASSED_MAX)
         .ok_or_else(|| refused(format!("{told} and {count} descriptors are too many to pass")))
+}
+
+/// Descriptors that systemd passed us. A caller that was passed them itself may take LISTEN_PID away, as crun expects.
+fn listened() -> Option<u32> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let ours = std::env::var_os("LISTEN_PID").is_none() || number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|count| ours && *count > 0)
+}
+
+/// Fills the numbers that are to be passed on and are not open: what we open ourselves must not come among them. To be
+/// called before that, and held until the process is made.
+pub(super) fn fill_passed(arguments: &Arguments) -> Result<Vec<OwnedFd>, OciError> {
+    let told: u32 = arguments.number("preserve-fds")?.unwrap_or(0);
+    let end = told.saturating_add(listened().unwrap_or(0)).saturating_add(3);
+    let mut fillers = Vec::new();
+    if end == 3 {
+        return Ok(fillers);
+    }
+    if end >= PASSED_MAX {
+        return Err(refused(format!("{} descriptors are too many to pass", end - 3)));
+    }
+    let null = File::open("/dev/null").map_err(step("open /dev/null"))?;
+    let mut next = OwnedFd::from(null);
+    // The lowest free number each time.
+    while (next.as_raw_fd() as u32) < end {
+        let above = sys::fd::dup_above(next.as_fd(), 3).map_err(step("hold a descriptor's number"))?;
+        fillers.push(std::mem::replace(&mut next, above));
+    }
+    Ok(fillers)
 }
 
 /// A process's limit is rarely higher, and what is not open among them is an error anyway.

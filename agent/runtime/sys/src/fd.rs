@@ -12,16 +12,24 @@ pub fn close_from(first: u32) -> io::Result<()> {
     close_range(first, 0)
 }
 
-/// Closes every descriptor from `first` on but one.
-pub fn close_but(first: u32, keep: BorrowedFd<'_>) -> io::Result<()> {
-    let keep = keep.as_raw_fd() as u32;
-    if keep < first {
-        return close_from(first);
+/// Closes every descriptor from `first` on but two.
+pub fn close_but(first: u32, keep: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    let mut keep = keep.map(|fd| fd.as_raw_fd() as u32);
+    keep.sort_unstable();
+    let mut from = first;
+    for number in keep {
+        if number > from {
+            close_between(from, number - 1, 0)?;
+        }
+        from = from.max(number + 1);
     }
-    if keep > first {
-        close_between(first, keep - 1, 0)?;
-    }
-    close_from(keep + 1)
+    close_from(from)
+}
+
+/// Closes a descriptor that another part of a child on its way to exec holds.
+pub fn close(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: as in `close_between`.
+    cvt_int(unsafe { libc::close(fd.as_raw_fd()) }).map(drop)
 }
 
 /// Sets close-on-exec on every descriptor from `first` on, so that an exec that fails can still be told.
@@ -67,12 +75,6 @@ pub fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
         )
     })
     .map(drop)
-}
-
-/// Clears close-on-exec by number; EBADF when nothing is open there.
-pub fn keep_on_exec(number: i32) -> io::Result<()> {
-    // SAFETY: integers.
-    cvt_int(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }).map(drop)
 }
 
 /// Whether reads and writes return instead of waiting.

@@ -200,6 +200,29 @@ pub fn detach(path: &CStr) -> io::Result<()> {
     cvt_int(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
 }
 
+/// Detaches the mount that `fd` is the root of, as `detach` does. `proc` is a procfs and becomes the working directory:
+/// umount2 takes a path only, and only a directory can be the working directory.
+pub fn detach_fd(proc: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    // Without allocating: for children on their way to exec.
+    let mut path = *b"self/fd/0000000000\0";
+    let mut number = fd.as_raw_fd().unsigned_abs();
+    let last = path.len() - 1;
+    for digit in path[8..last].iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    // procfs takes no leading zeros.
+    let zeros = path[8..last - 1]
+        .iter()
+        .take_while(|digit| **digit == b'0')
+        .count();
+    path.copy_within(8 + zeros.., 8);
+    crate::path::fchdir(proc)?;
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the path is terminated. The last part is procfs's link to the mount, which must be followed.
+    cvt_int(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
 /// Makes the current directory, a mount's root, the root of the mount namespace, with the old one mounted over it.
 pub fn pivot_here() -> io::Result<()> {
     // SAFETY: both paths are terminated.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use sys::fd::SignalFd;
 use sys::process::{self, Ended};
 
@@ -69,6 +69,8 @@ impl Raw {
         };
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
+        // Lines end with a bare newline, see `bare_newlines`: it is this terminal that returns the carriage.
+        raw.output_flags |= OutputFlags::OPOST;
         termios::tcsetattr(&input, SetArg::TCSADRAIN, &raw)?;
         Ok(Raw { before: Some(before) })
     }
@@ -84,6 +86,14 @@ impl Drop for Raw {
     }
 }
 
+/// No carriage return before a newline, as with runc: whoever reads our output in a pipe gets what the program wrote.
+fn bare_newlines(master: &OwnedFd) -> io::Result<()> {
+    let mut settings = termios::tcgetattr(master)?;
+    settings.output_flags &= !OutputFlags::ONLCR;
+    termios::tcsetattr(master, SetArg::TCSANOW, &settings)?;
+    Ok(())
+}
+
 /// Stays with a process to its end: carries its terminal, if it has one of ours, and passes signals on.
 pub(super) fn attend(
     console: Option<Console>,
@@ -93,6 +103,7 @@ pub(super) fn attend(
     let master = console.map(Console::master).transpose()?;
     let _raw = master.as_ref().map(|_| Raw::enter()).transpose()?;
     if let Some(master) = &master {
+        bare_newlines(master)?;
         sys::fd::set_nonblocking(master.as_fd(), true)?;
     }
     let mut relay = Relay {

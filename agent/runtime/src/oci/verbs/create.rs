@@ -3,16 +3,15 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
 
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
-use super::super::state::{Directory, Record, Status, start_time};
-use super::super::{Globals, OciError, filters, refused, rootless};
+use super::super::state::{Directory, Record, Status, mount_of, start_time};
+use super::super::{Globals, Log, OciError, filters, refused, rootless};
 use super::console::{self, Console};
-use super::{
-    END_WAIT, end, open, parse, passed_fds, protect, protect_from, read_text, stdio, step, write_pid,
-};
+use super::{END_WAIT, end, json, open, passed_fds, protect, protect_from, stdio, step, write_pid};
+use crate::capability;
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
@@ -61,6 +60,66 @@ fn check(config: &Spec) -> Result<(), OciError> {
     hooks::check(config)
 }
 
+/// runtime-spec 1.2, config.md, Linux Process: a capability that "cannot be granted" "MUST be logged as a warning".
+fn warn_of_capabilities(config: &Spec, log: &Log) {
+    let linux = config.linux().as_ref();
+    let own_users = linux
+        .and_then(|linux| linux.namespaces().as_ref())
+        .is_some_and(|list| list.iter().any(|one| one.typ() == LinuxNamespaceType::User));
+    let sets = config
+        .process()
+        .as_ref()
+        .and_then(|process| process.capabilities().as_ref());
+    let Some(sets) = sets.filter(|_| !own_users) else {
+        return;
+    };
+    let wanted = [
+        sets.bounding(),
+        sets.effective(),
+        sets.permitted(),
+        sets.inheritable(),
+        sets.ambient(),
+    ]
+    .into_iter()
+    .flatten()
+    .fold(0, |wanted, set| wanted | capability::mask(set));
+    let raised = |set: &Option<Capabilities>| set.as_ref().map_or(0, capability::mask);
+    let bare = raised(sets.ambient()) & !(raised(sets.inheritable()) & raised(sets.permitted()));
+    for name in capability::names(bare) {
+        log.warn(&format!(
+            "can't raise ambient capability {name}: it is not both inheritable and permitted"
+        ));
+    }
+    let lacking = capability::names(wanted & !capability::grantable());
+    if !lacking.is_empty() {
+        log.warn(&format!(
+            "capabilities that this host lacks: {}",
+            lacking.join(" ")
+        ));
+    }
+}
+
+/// What the root of a container without a mount namespace of its own comes to lie on.
+fn mounted_over(config: &Spec, bundle: &Path) -> Result<Option<u64>, OciError> {
+    let namespaces = config
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    let own = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Mount && one.path().is_none();
+    match config.root() {
+        Some(root) if !namespaces.is_some_and(|list| list.iter().any(own)) => {
+            let root = bundle.join(root.path());
+            let mount = mount_of(&root).map_err(|source| OciError::File {
+                action: "open the root file system",
+                path: root,
+                source,
+            })?;
+            Ok(Some(mount))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// A container that was built.
 struct Made {
     directory: Directory,
@@ -82,13 +141,14 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         path: bundle.clone(),
         source,
     })?;
-    let path = bundle.join("config.json");
-    let text = read_text(&path)?;
+    let path = bundle.join(arguments.value("config").unwrap_or("config.json"));
+    let text = json::text(&path)?;
     if !globals.rootless {
         protect_from(&text)?;
     }
-    let config: Spec = parse(text, &path)?;
+    let config: Spec = json::parse(&text, &path, &globals.log)?;
     check(&config)?;
+    warn_of_capabilities(&config, &globals.log);
     if globals.rootless {
         rootless::check(&config)?;
         protect(&config)?;
@@ -109,6 +169,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     Cgroup::open(&layout, &cgroup)?;
     let record = Record {
         id: id.to_owned(),
+        mounted_over: mounted_over(&config, &bundle)?,
         bundle,
         creating: true,
         pid: 0,
@@ -257,6 +318,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         keep_keyring: arguments.is("no-new-keyring"),
         inside_user,
         bundle: Some(&bundle),
+        in_order: true,
         ..Options::default()
     };
     let wanted = [Point::Prestart, Point::CreateRuntime, Point::CreateContainer]
@@ -270,8 +332,13 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         directory
             .write(&record.outline())
             .map_err(|error| crate::monitor::chain(&error))?;
-        for point in [Point::Prestart, Point::CreateRuntime, Point::CreateContainer] {
-            hooks::run(&record, point, Status::Creating).map_err(|error| crate::monitor::chain(&error))?;
+        for (point, status) in [
+            // As crun and runtime-tools' validation have it; runc says `creating` here too, and nobody asks for that.
+            (Point::Prestart, Status::Created),
+            (Point::CreateRuntime, Status::Creating),
+            (Point::CreateContainer, Status::Creating),
+        ] {
+            hooks::run(&record, point, status).map_err(|error| crate::monitor::chain(&error))?;
         }
         Ok(())
     };
@@ -318,17 +385,38 @@ pub(super) fn start(globals: &Globals, arguments: &Arguments) -> Result<i32, Oci
     }
 }
 
+/// runtime-spec 1.2.0, runtime.md, Lifecycle 9: of a poststart hook that fails "the runtime MUST log a warning, but the
+/// remaining hooks and lifecycle continue". 1.2.1: it "MUST generate an error, stop the container". A configuration has the
+/// rules of its own version.
+fn poststart_may_fail(config: &Spec) -> bool {
+    let mut numbers = config
+        .version()
+        .split(['.', '-', '+'])
+        .map(|part| part.parse().unwrap_or(0u32));
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next(), next()) < (1, 2, 1)
+}
+
+/// Ends a container's process.
+fn stop(record: &Record) -> Result<(), OciError> {
+    let Some(process) = record.process()? else {
+        return Ok(());
+    };
+    match sys::process::pidfd_send_signal(process.as_fd(), super::SIGKILL) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {} // ended meanwhile
+        result => result.map_err(step("end the container's process"))?,
+    }
+    sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
+        .map(drop)
+        .map_err(step("wait for the container's end"))
+}
+
 /// Starts a created container, with the hooks around that.
 fn release(globals: &Globals, directory: Directory, record: &Record) -> Result<(), OciError> {
     if let Err(error) = hooks::run(record, Point::StartContainer, Status::Created) {
         // runtime-spec 1.2, runtime.md, Lifecycle 7: "MUST generate an error, stop the container". What is left of it is
         // the caller's to delete, as with runc.
-        if let Some(process) = record.process()? {
-            sys::process::pidfd_send_signal(process.as_fd(), super::SIGKILL)
-                .map_err(step("end the container's process"))?;
-            sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
-                .map_err(step("wait for the container's end"))?;
-        }
+        stop(record)?;
         return Err(error.into());
     }
     let released = container::release(&directory.fifo())?;
@@ -337,15 +425,20 @@ fn release(globals: &Globals, directory: Directory, record: &Record) -> Result<(
             .wait()
             .map_err(step("wait for the container's program"))?;
     }
-    started(globals, directory, record);
-    Ok(())
+    started(globals, directory, record)
 }
 
 /// What comes when its program runs.
-fn started(globals: &Globals, directory: Directory, record: &Record) {
+fn started(globals: &Globals, directory: Directory, record: &Record) -> Result<(), OciError> {
     // A poststart hook may call us for this container.
     drop(directory);
-    hooks::run_all(record, Point::Poststart, Status::Running, &globals.log);
+    if poststart_may_fail(&record.config) {
+        hooks::run_all(record, Point::Poststart, Status::Running, &globals.log);
+    } else if let Err(error) = hooks::run(record, Point::Poststart, Status::Running) {
+        stop(record)?;
+        return Err(error.into());
+    }
+    Ok(())
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
@@ -366,8 +459,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciEr
     let released = if waits {
         release(globals, directory, &record)
     } else {
-        started(globals, directory, &record);
-        Ok(())
+        started(globals, directory, &record)
     };
     let ended = match (released, signals) {
         (Ok(()), None) => return Ok(0),

@@ -1,12 +1,15 @@
 //! `kill [--all] ID [SIGNAL]` and `delete [--force] ID`.
 
+use std::ffi::CString;
+use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
-use super::super::state::{Directory, Record, Status, look};
+use super::super::state::{Directory, Record, Status, look, mount_of};
 use super::super::{Globals, OciError, refused};
 use super::{END_WAIT, SIGKILL, open, step};
 
@@ -140,11 +143,35 @@ pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -
         unit.stop()?;
     }
     cgroup.end(END_WAIT)?;
+    unmount(&record)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
     // remaining hooks and lifecycle continue as if the hook had succeeded".
     hooks::run_all(&record, Point::Poststop, Status::Stopped, &globals.log);
     Ok(())
+}
+
+/// Unmounts the root of a container that had no mount namespace of its own: nobody else's end does.
+fn unmount(record: &Record) -> Result<(), OciError> {
+    let (Some(below), Some(root)) = (record.mounted_over, record.config.root()) else {
+        return Ok(());
+    };
+    let root = record.bundle.join(root.path());
+    let fail = |action| {
+        let path = root.clone();
+        move |source| OciError::File { action, path, source }
+    };
+    match mount_of(&root) {
+        // Its mounts were another namespace's, or somebody was faster.
+        Ok(mount) if mount == below => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(fail("look at")(error)),
+        Ok(_) => {
+            let path = CString::new(root.as_os_str().as_bytes())
+                .map_err(|error| fail("unmount")(io::Error::from(error)))?;
+            sys::mount::detach(&path).map_err(fail("unmount"))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,17 +7,17 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
 
 use super::super::arguments::Arguments;
 use super::super::state::{Record, Status};
-use super::super::{Globals, OciError, filters, refused};
-use super::{console, open, passed_fds, protect, read_json, stdio, step, write_pid};
+use super::super::{Globals, Log, OciError, filters, refused};
+use super::{console, json, open, passed_fds, protect, stdio, step, write_pid};
 use crate::capability;
 use crate::cgroup::Cgroup;
-use crate::container::Options;
+use crate::container::{self, Options};
 use crate::exec::{self, ExecTarget};
 
 /// A whole process from a file, or the container's own with another program and what the flags change.
-fn process(arguments: &Arguments, record: &Record) -> Result<Process, OciError> {
+fn process(arguments: &Arguments, record: &Record, log: &Log) -> Result<Process, OciError> {
     if let Some(path) = arguments.value("process") {
-        let mut process: Process = read_json(Path::new(path))?;
+        let mut process: Process = json::read(Path::new(path), log)?;
         if arguments.is("tty") {
             process.set_terminal(Some(true));
         }
@@ -50,11 +50,13 @@ fn process(arguments: &Arguments, record: &Record) -> Result<Process, OciError> 
         process.set_no_new_privileges(Some(true));
     }
     user(arguments, &mut process)?;
-    let added = arguments
-        .values("cap")
-        .iter()
-        .map(|name| capability::parse(name).ok_or_else(|| refused(format!("unknown capability {name:?}"))))
-        .collect::<Result<Capabilities, _>>()?;
+    let mut added = Capabilities::new();
+    for name in arguments.values("cap") {
+        match capability::parse(name) {
+            Some(capability) => drop(added.insert(capability)),
+            None => log.warn(&format!("capability ignored: {name:?} is unknown")),
+        }
+    }
     if !added.is_empty() {
         process.set_capabilities(Some(add(process.capabilities().as_ref(), &added)));
     }
@@ -112,6 +114,11 @@ fn add(sets: Option<&LinuxCapabilities>, added: &Capabilities) -> LinuxCapabilit
     sets
 }
 
+fn personality(record: &Record) -> Result<Option<u64>, OciError> {
+    let linux = record.config.linux().as_ref();
+    Ok(linux.map(container::personality).transpose()?.flatten())
+}
+
 /// The container's cgroup, or an existing one below it.
 fn cgroup(arguments: &Arguments, record: &Record) -> Result<Cgroup, OciError> {
     let whole = record.cgroup()?;
@@ -152,7 +159,7 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         ));
     };
     protect(&record.config)?;
-    let mut process = process(arguments, &record)?;
+    let mut process = process(arguments, &record, &globals.log)?;
     let preserve_fds = passed_fds(arguments, &mut process)?;
     let detach = arguments.is("detach");
     let signals = if detach {
@@ -172,6 +179,8 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
         seccomp_cache: filters.as_deref(),
         state: Some(&state),
         preserve_fds,
+        shared_mounts: record.mounted_over.is_some(),
+        personality: personality(&record)?,
         ..Options::default()
     };
     let target = ExecTarget {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::super::arguments::Arguments;
 use super::super::state::{Record, Status};
 use super::super::{Globals, OciError, refused};
-use super::{open, read_json, read_json_from};
+use super::{json, open};
 
 pub(super) fn pause(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let (_directory, record, status) = open(globals, arguments)?;
@@ -35,8 +35,8 @@ pub(super) fn resume(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
 
 pub(super) fn update(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let resources = match arguments.value("resources") {
-        Some("-") => read_json_from(io::stdin().lock(), Path::new("standard input"))?,
-        Some(path) => read_json(Path::new(path))?,
+        Some("-") => json::read_from(io::stdin().lock(), Path::new("standard input"), &globals.log)?,
+        Some(path) => json::read(Path::new(path), &globals.log)?,
         None => from_flags(arguments)?,
     };
     let (directory, mut record, status) = open(globals, arguments)?;
