@@ -1,4 +1,5 @@
-//! The life of one `/bin/true` under our runtime, crun and runc, in turns: `run`, from the call to its end.
+//! Our runtime, crun and runc, in turns: the life of one `/bin/true` (`run`, from the call to its end), `exec` into a running
+//! container, and lives a second, one and four at once.
 //!
 //! Prints medians and ratios of the same run, for each configuration, with the budgets. Peers that refuse a configuration on
 //! this machine are left out, and said so.
@@ -18,136 +19,25 @@ const ROUNDS: usize = 30;
 const BUDGET: f64 = 0.5;
 /// Where a seccomp profile is loaded: crun compiles it again each time.
 const BUDGET_SECCOMP: f64 = 0.35;
-/// What a container of an engine usually may do, enough for a profile of ordinary size.
-const CALLS: &[&str] = &[
-    "accept",
-    "access",
-    "arch_prctl",
-    "bind",
-    "brk",
-    "chdir",
-    "chmod",
-    "chown",
-    "clock_gettime",
-    "clone",
-    "close",
-    "connect",
-    "dup",
-    "dup2",
-    "epoll_create1",
-    "epoll_ctl",
-    "epoll_wait",
-    "execve",
-    "exit",
-    "exit_group",
-    "faccessat",
-    "fchmod",
-    "fchown",
-    "fcntl",
-    "fork",
-    "fstat",
-    "fstatfs",
-    "openat2",
-    "close_range",
-    "capget",
-    "capset",
-    "execveat",
-    "mount",
-    "fsync",
-    "ftruncate",
-    "futex",
-    "getcwd",
-    "getdents64",
-    "getegid",
-    "geteuid",
-    "getgid",
-    "getpeername",
-    "getpgrp",
-    "getpid",
-    "getppid",
-    "getrandom",
-    "getrlimit",
-    "getsockname",
-    "getsockopt",
-    "gettid",
-    "getuid",
-    "inotify_add_watch",
-    "inotify_init1",
-    "ioctl",
-    "kill",
-    "lchown",
-    "link",
-    "listen",
-    "lseek",
-    "lstat",
-    "madvise",
-    "mkdir",
-    "mmap",
-    "mprotect",
-    "mremap",
-    "munmap",
-    "nanosleep",
-    "newfstatat",
-    "open",
-    "openat",
-    "pause",
-    "pipe",
-    "pipe2",
-    "poll",
-    "ppoll",
-    "prctl",
-    "pread64",
-    "prlimit64",
-    "pselect6",
-    "pwrite64",
-    "read",
-    "readlink",
-    "readlinkat",
-    "readv",
-    "recvfrom",
-    "recvmsg",
-    "rename",
-    "rmdir",
-    "rseq",
-    "rt_sigaction",
-    "rt_sigprocmask",
-    "rt_sigreturn",
-    "sched_getaffinity",
-    "sched_yield",
-    "select",
-    "sendfile",
-    "sendmsg",
-    "sendto",
-    "set_robust_list",
-    "set_tid_address",
-    "setgid",
-    "setgroups",
-    "setitimer",
-    "setpgid",
-    "setsid",
-    "setsockopt",
-    "setuid",
-    "shutdown",
-    "sigaltstack",
-    "socket",
-    "socketpair",
-    "stat",
-    "statfs",
-    "statx",
-    "symlink",
-    "sysinfo",
-    "tgkill",
-    "timerfd_create",
-    "umask",
-    "uname",
-    "unlink",
-    "unlinkat",
-    "utimensat",
-    "vfork",
-    "wait4",
-    "waitid",
-    "write",
-    "writev",
+/// Starts a second, of crun's, at least.
+const BUDGET_RATE: f64 = 2.0;
+/// Lives for a rate.
+const BATCH: usize = 32;
+/// Where podman's package has the profile that it gives to every container.
+const PROFILE: &str = "/usr/share/containers/seccomp.json";
+/// What the container may do: podman's default without what needs more of the network.
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
 ];
 
 struct Configuration {
@@ -185,7 +75,7 @@ const CONFIGURATIONS: &[Configuration] = &[
 ];
 
 fn main() {
-    if !machine::can_run("runtime", &["crun", "runc", "busybox"]) {
+    if !machine::can_run("runtime", &["crun", "runc", "busybox", "podman"]) {
         return;
     }
     let directory = tempfile::tempdir_in("/var/tmp").expect("a directory");
@@ -196,12 +86,54 @@ fn main() {
     }
     let busybox = machine::which("busybox").expect("found above");
     std::fs::copy(busybox, rootfs.join("bin/true")).expect("a program");
+    std::os::unix::fs::symlink("true", rootfs.join("bin/sleep")).expect("a link");
     let ours = machine::binaries().join("bulkhead-runtime");
     let runtimes = [ours, PathBuf::from("crun"), PathBuf::from("runc")];
     without_hybrid();
+    let profile = profile();
     for configuration in CONFIGURATIONS {
+        prepare(configuration, directory.path(), &profile);
         measure(configuration, directory.path(), &runtimes);
     }
+    exec(directory.path(), &runtimes);
+    for at_once in [1, 4] {
+        rate(at_once, directory.path(), &runtimes);
+    }
+}
+
+/// podman's profile as it reaches a runtime on this architecture, for a container with CAPABILITIES.
+fn profile() -> Value {
+    let text = std::fs::read(PROFILE).expect("the package that podman brings has the profile");
+    let whole: Value = serde_json::from_slice(&text).expect("JSON");
+    let list = |value: &Value| -> Vec<String> {
+        let texts = value.as_array().into_iter().flatten();
+        texts
+            .filter_map(|text| text.as_str().map(str::to_owned))
+            .collect()
+    };
+    let held = |caps: &[String]| caps.iter().any(|name| CAPABILITIES.contains(&name.as_str()));
+    let mut calls = Vec::new();
+    for rule in whole["syscalls"].as_array().expect("rules") {
+        let arches = list(&rule["includes"]["arches"]);
+        let needs = list(&rule["includes"]["caps"]);
+        let here = arches.is_empty() || arches.iter().any(|arch| arch == "amd64");
+        if !here || (!needs.is_empty() && !held(&needs)) || held(&list(&rule["excludes"]["caps"])) {
+            continue;
+        }
+        let mut call = json!({"names": rule["names"], "action": rule["action"]});
+        for key in ["args", "errnoRet"] {
+            if !rule[key].is_null() {
+                call[key] = rule[key].clone();
+            }
+        }
+        calls.push(call);
+    }
+    json!({
+        "defaultAction": whole["defaultAction"],
+        "defaultErrnoRet": whole["defaultErrnoRet"],
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": calls,
+    })
 }
 
 /// crun refuses a hybrid layout whose v2 tree holds a controller: here nobody sees that tree.
@@ -223,79 +155,151 @@ fn without_hybrid() {
     println!("the v2 tree of the hybrid layout is hidden from all three, as crun refuses it");
 }
 
-fn measure(configuration: &Configuration, directory: &Path, runtimes: &[PathBuf]) {
-    let config = config(configuration);
+fn prepare(configuration: &Configuration, directory: &Path, profile: &Value) {
+    let config = config(configuration, profile, &["/bin/true"]);
     std::fs::write(directory.join("config.json"), config.to_string()).expect("a configuration");
     if configuration.users {
         // The mapped root looks into it; what is in it belongs to others.
         let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(directory).status();
         assert!(opened.expect("chmod").success());
     }
-    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); runtimes.len()];
+}
+
+fn measure(configuration: &Configuration, directory: &Path, runtimes: &[PathBuf]) {
+    let budget = if configuration.seccomp {
+        BUDGET_SECCOMP
+    } else {
+        BUDGET
+    };
+    in_turns(configuration.name, budget, runtimes, |runtime| {
+        call(
+            runtime,
+            directory,
+            &["run", "--bundle", &text(directory), "bench"],
+        )
+    });
+}
+
+/// Into a container of each runtime's own, with everything.
+fn exec(directory: &Path, runtimes: &[PathBuf]) {
+    let everything = CONFIGURATIONS.last().expect("there are some");
+    let config = config(everything, &profile(), &["/bin/sleep", "1000"]);
+    std::fs::write(directory.join("config.json"), config.to_string()).expect("a configuration");
+    let id = |runtime: &Path| format!("exec-{}", runtime.file_name().unwrap_or_default().display());
+    for runtime in runtimes {
+        let bundle = text(directory);
+        let run = ["run", "--detach", "--bundle", &bundle, &id(runtime)];
+        if let Err(why) = call(runtime, directory, &run) {
+            println!("exec: {} is left out: {why}", runtime.display());
+        }
+    }
+    in_turns("exec", BUDGET_SECCOMP, runtimes, |runtime| {
+        call(runtime, directory, &["exec", &id(runtime), "/bin/true"])
+    });
+    for runtime in runtimes {
+        // One that was left out has nothing to delete, which is no error when forced.
+        call(runtime, directory, &["delete", "--force", &id(runtime)]).expect("its container is deleted");
+    }
+}
+
+/// Lives a second, so many at once, each with everything.
+fn rate(at_once: usize, directory: &Path, runtimes: &[PathBuf]) {
+    prepare(
+        CONFIGURATIONS.last().expect("there are some"),
+        directory,
+        &profile(),
+    );
+    let mut rates: Vec<Vec<f64>> = vec![Vec::new(); runtimes.len()];
+    for _ in 0..5 {
+        for (runtime, rates) in runtimes.iter().zip(&mut rates) {
+            let started = Instant::now();
+            std::thread::scope(|scope| {
+                for worker in 0..at_once {
+                    scope.spawn(move || {
+                        for life in 0..BATCH / at_once {
+                            let id = format!("bench-{worker}-{life}");
+                            call(runtime, directory, &["run", "--bundle", &text(directory), &id])
+                                .expect("it ran before");
+                        }
+                    });
+                }
+            });
+            rates.push(BATCH as f64 / started.elapsed().as_secs_f64());
+        }
+    }
+    let medians: Vec<f64> = rates.into_iter().map(middle).collect();
+    println!(
+        "{at_once} at once              ours {:.0}/s, crun {:.0}/s, runc {:.0}/s; {:.2} of crun (budget {BUDGET_RATE} at \
+         least), {:.2} of runc",
+        medians[0],
+        medians[1],
+        medians[2],
+        medians[0] / medians[1],
+        medians[0] / medians[2]
+    );
+}
+
+fn in_turns(name: &str, budget: f64, runtimes: &[PathBuf], once: impl Fn(&Path) -> Result<Duration, String>) {
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); runtimes.len()];
     let mut refused = vec![false; runtimes.len()];
     for round in 0..=ROUNDS {
         for (index, runtime) in runtimes.iter().enumerate() {
             if refused[index] {
                 continue;
             }
-            match life(runtime, directory) {
+            match once(runtime) {
                 // The first of each warms caches.
-                Ok(time) if round > 0 => times[index].push(time),
+                Ok(time) if round > 0 => times[index].push(time.as_secs_f64() * 1000.0),
                 Ok(_) => {}
                 Err(why) => {
-                    println!("{}: {} is left out: {why}", configuration.name, runtime.display());
+                    println!("{name}: {} is left out: {why}", runtime.display());
                     refused[index] = true;
                 }
             }
         }
     }
-    let medians: Vec<Option<f64>> = times.into_iter().map(median).collect();
-    let text = |median: Option<f64>| median.map_or("-".to_owned(), |median| format!("{median:.1} ms"));
-    let ratio = |peer: usize| match (medians[0], medians[peer]) {
-        (Some(own), Some(other)) => format!("{:.2}", own / other),
-        _ => "-".to_owned(),
-    };
-    let budget = if configuration.seccomp {
-        BUDGET_SECCOMP
-    } else {
-        BUDGET
-    };
+    let medians: Vec<f64> = times.into_iter().map(middle).collect();
     println!(
-        "{:<24} ours {}, crun {}, runc {}; {} of crun (budget {budget}), {} of runc",
-        configuration.name,
-        text(medians[0]),
-        text(medians[1]),
-        text(medians[2]),
-        ratio(1),
-        ratio(2)
+        "{name:<24} ours {:.1} ms, crun {:.1} ms, runc {:.1} ms; {:.2} of crun (budget {budget}), {:.2} of runc",
+        medians[0],
+        medians[1],
+        medians[2],
+        medians[0] / medians[1],
+        medians[0] / medians[2]
     );
 }
 
-fn median(mut times: Vec<Duration>) -> Option<f64> {
-    times.sort();
-    times.get(times.len() / 2).map(|time| time.as_secs_f64() * 1000.0)
+/// The median; not a number when there is none.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn life(runtime: &Path, directory: &Path) -> Result<Duration, String> {
-    let root = directory.join("state");
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn call(runtime: &Path, directory: &Path, arguments: &[&str]) -> Result<Duration, String> {
     let mut command = Command::new(runtime);
-    command.arg("--root").arg(root);
+    command.arg("--root").arg(directory.join("state"));
     let started = Instant::now();
-    let output = command
-        .args(["run", "--bundle"])
-        .arg(directory)
-        .arg("bench")
+    // Into files: a container that goes on would keep a pipe open.
+    let log = std::fs::File::create(directory.join("log")).map_err(|error| error.to_string())?;
+    let status = command
+        .args(arguments)
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::null())
+        .stderr(log)
+        .status()
         .map_err(|error| error.to_string())?;
     let time = started.elapsed();
-    match output.status.success() {
+    match status.success() {
         true => Ok(time),
-        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        false => Err(std::fs::read_to_string(directory.join("log")).unwrap_or_default()),
     }
 }
 
-fn config(configuration: &Configuration) -> Value {
+fn config(configuration: &Configuration, profile: &Value, arguments: &[&str]) -> Value {
     let mut namespaces = vec![
         json!({"type": "pid"}),
         json!({"type": "mount"}),
@@ -309,8 +313,7 @@ fn config(configuration: &Configuration) -> Value {
     }
     let mut linux = json!({
         "namespaces": namespaces,
-        "cgroupsPath": format!("/bulkhead-bench-{}", std::process::id()),
-        "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/acpi", "/sys/firmware"],
+                "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/acpi", "/sys/firmware"],
         "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
     });
     if configuration.users {
@@ -319,12 +322,7 @@ fn config(configuration: &Configuration) -> Value {
         linux["gidMappings"] = map;
     }
     if configuration.seccomp {
-        linux["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ERRNO",
-            "defaultErrnoRet": 1,
-            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
-            "syscalls": [{"names": CALLS, "action": "SCMP_ACT_ALLOW"}],
-        });
+        linux["seccomp"] = profile.clone();
     }
     if configuration.limits {
         linux["resources"] = json!({
@@ -333,14 +331,14 @@ fn config(configuration: &Configuration) -> Value {
             "pids": {"limit": 64},
         });
     }
-    let capabilities = json!(["CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]);
+    let capabilities = json!(CAPABILITIES);
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": true},
         "hostname": "bench",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/bin/true"],
+            "args": arguments,
             "env": ["PATH=/bin"],
             "cwd": "/",
             "noNewPrivileges": true,

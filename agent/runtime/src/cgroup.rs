@@ -323,8 +323,20 @@ fn open(path: &Path, options: &fs::OpenOptions) -> Result<fs::File, CgroupError>
     })
 }
 
+/// The text of a file of the kernel's, whose size nobody knows before: into room for most of them, as each further read
+/// makes the kernel write the text again.
+fn text(path: &Path) -> io::Result<String> {
+    const ROOM: usize = 8 << 10;
+    let mut text = String::with_capacity(ROOM);
+    io::Read::read_to_string(&mut io::Read::take(fs::File::open(path)?, TEXT_MAX), &mut text)?;
+    Ok(text)
+}
+
+/// Process ids of a million processes, or all that a container could put into its groups.
+const TEXT_MAX: u64 = 16 << 20;
+
 fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|source| CgroupError::File {
+    text(path).map_err(|source| CgroupError::File {
         action: "read",
         path: path.to_owned(),
         value: None,
@@ -333,7 +345,7 @@ fn read(path: &Path) -> Result<String, CgroupError> {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, CgroupError> {
-    match fs::read_to_string(path) {
+    match text(path) {
         Ok(text) => Ok(Some(text)),
         // ENODEV: the group was removed between open and read.
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV) => {

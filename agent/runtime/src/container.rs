@@ -36,7 +36,7 @@ pub use sys::tty::Size;
 
 pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
-pub(crate) use program::{Users, has_variable, home, open_proc, plan_process};
+pub(crate) use program::{Within, has_variable, home, open_proc, plan_process};
 pub(crate) use recipe::Plan;
 pub(crate) use scheduling::exec_cpus;
 
@@ -235,6 +235,10 @@ fn host(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
     }
 }
 
+/// What a caller does with the process id when the namespaces stand and before the root is entered (`createRuntime`);
+/// its error ends the container.
+pub type Hooks<'a> = dyn FnMut(i32) -> Result<(), String> + 'a;
+
 /// Builds a container and runs its process; returns once exec has happened, or with the reason why not.
 pub fn start(
     spec: &ContainerSpec,
@@ -243,13 +247,23 @@ pub fn start(
     stdio: Stdio,
     options: &Options<'_>,
 ) -> Result<Running, StartError> {
-    let plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
-    launch(plan, &describe(spec), &mut |_| Ok(()))
+    run(spec, sandbox, cgroup, stdio, options, None)
 }
 
-/// Builds a container whose process waits until somebody calls `release` on `fifo`, also from another process. `hooks`
-/// runs with the process id when the namespaces stand and before the root is entered (`createRuntime`), if
-/// `call_hooks`; its error ends the container.
+/// `start`, with hooks before the root is entered.
+pub fn run(
+    spec: &ContainerSpec,
+    sandbox: Option<&Sandbox>,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    options: &Options<'_>,
+    hooks: Option<&mut Hooks<'_>>,
+) -> Result<Running, StartError> {
+    let plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
+    launch_with(plan, spec, options, hooks)
+}
+
+/// Builds a container whose process waits until somebody calls `release` on `fifo`, also from another process.
 pub fn create(
     spec: &ContainerSpec,
     sandbox: Option<&Sandbox>,
@@ -257,7 +271,7 @@ pub fn create(
     stdio: Stdio,
     options: &Options<'_>,
     fifo: &Path,
-    hooks: Option<&mut dyn FnMut(i32) -> Result<(), String>>,
+    hooks: Option<&mut Hooks<'_>>,
 ) -> Result<Created, StartError> {
     let mut plan = plan::plan(spec, sandbox, cgroup, stdio, options)?;
     let fail = |action| {
@@ -281,19 +295,7 @@ pub fn create(
             .open(fifo)
             .map_err(fail("open the FIFO"))?;
         plan.process.release = Some(release.into());
-        if let (Some(root), true) = (&mut plan.root, hooks.is_some()) {
-            root.hooks = true;
-            if let (Rootfs::Bundle, Some(told)) = (&spec.rootfs, spec.config.root()) {
-                // Hooks in the container's mount namespace look for its root where the configuration says, and for
-                // themselves on the host.
-                let bundle = options.bundle.unwrap_or(Path::new("."));
-                root.place = rootfs::c_path(&bundle.join(told.path()))?;
-            }
-        }
-        match hooks {
-            Some(hooks) => launch(plan, &describe(spec), hooks),
-            None => launch(plan, &describe(spec), &mut |_| Ok(())),
-        }
+        launch_with(plan, spec, options, hooks)
     })();
     match result {
         Ok(running) => Ok(Created {
@@ -305,6 +307,28 @@ pub fn create(
             Err(error)
         }
     }
+}
+
+/// Runs a container's plan, with its hooks.
+fn launch_with(
+    mut plan: Plan,
+    spec: &ContainerSpec,
+    options: &Options<'_>,
+    hooks: Option<&mut Hooks<'_>>,
+) -> Result<Running, StartError> {
+    let Some(hooks) = hooks else {
+        return launch(plan, &describe(spec), &mut |_| Ok(()));
+    };
+    if let Some(root) = &mut plan.root {
+        root.hooks = true;
+        if let (Rootfs::Bundle, Some(told)) = (&spec.rootfs, spec.config.root()) {
+            // Hooks in the container's mount namespace look for its root where the configuration says, and for
+            // themselves on the host.
+            let bundle = options.bundle.unwrap_or(Path::new("."));
+            root.place = rootfs::c_path(&bundle.join(told.path()))?;
+        }
+    }
+    launch(plan, &describe(spec), hooks)
 }
 
 /// Why a created container could not be released.
@@ -381,11 +405,7 @@ impl Created {
 }
 
 /// Runs a plan. Whatever goes wrong, no process is left.
-pub(crate) fn launch(
-    mut plan: Plan,
-    names: &Names,
-    hooks: &mut dyn FnMut(i32) -> Result<(), String>,
-) -> Result<Running, StartError> {
+pub(crate) fn launch(mut plan: Plan, names: &Names, hooks: &mut Hooks<'_>) -> Result<Running, StartError> {
     let (ours, theirs) = socket::seqpacket_pair().map_err(host("make a socket pair"))?;
     let first = plan.needs_first();
     let args = CloneArgs {
@@ -405,6 +425,17 @@ pub(crate) fn launch(
     // Our copies would keep the container's mounts alive and its ends of pipes open.
     drop(theirs);
     let explain = Explain::of(&plan, names);
+    if let Some(ids) = &plan.ids {
+        let mapped = ids.write(child).and_then(|()| socket::send(ours.as_fd(), b"0"));
+        if let Err(error) = mapped {
+            process::kill(child, libc::SIGKILL).map_err(host("end a process"))?;
+            process::wait_pid(child).map_err(host("end a process"))?;
+            return Err(match Record::receive(ours.as_fd()) {
+                Ok(Some((Record::Failed(failure), _))) => explain.error(failure),
+                _ => host("map the ids of the user namespace")(error),
+            });
+        }
+    }
     let (notify, interfaces) = (plan.notify.take(), std::mem::take(&mut plan.interfaces));
     drop(plan);
     let mut early = VecDeque::new();

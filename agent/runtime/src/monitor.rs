@@ -45,18 +45,21 @@ pub const SPEC: &str = "sandbox.json";
 pub const SOCKET: &str = "monitor.sock";
 /// The socket before it answers.
 const SOCKET_NEW: &str = "monitor.sock.new";
+/// What a monitor writes to its standard output, once, when it answers.
+pub const READY: &[u8] = b"ready\n";
 /// The monitor's own words.
 pub const LOG: &str = "monitor.log";
 /// Largest `sandbox.json`: a pod's names, limits and sysctls are a few hundred bytes.
 const SPEC_BYTES_MAX: u64 = 1 << 20;
 
 /// The monitor's whole life: returns when the pod was ended and removed. The process must be single-threaded and fresh
-/// (started by exec).
+/// (started by exec). Its standard output gets `READY` and is closed.
 pub fn run(directory: &Path) -> Result<(), MonitorError> {
     let spec = read_spec(directory)?;
     if spec.users.is_none() {
         crate::binary::protect().map_err(step("run from a read-only mount"))?;
     }
+    let told = sys::fd::dup_above(io::stdout().as_fd(), 3).map_err(step("keep standard output"))?;
     become_daemon(directory)?;
     let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT];
     sys::process::block_signals(&signals).map_err(step("block signals"))?;
@@ -66,7 +69,12 @@ pub fn run(directory: &Path) -> Result<(), MonitorError> {
     let sandbox = Sandbox::create(&spec, &layout)?;
     drop(spec);
     match Server::new(directory, sandbox, signals) {
-        Ok(server) => server.run(),
+        Ok(server) => {
+            // Who started us may have ended meanwhile; its successor finds the socket.
+            drop(sys::fd::write(told.as_fd(), READY));
+            drop(told);
+            server.run()
+        }
         Err((sandbox, error)) => {
             sandbox.destroy()?;
             Err(step("open the monitor's socket")(error))

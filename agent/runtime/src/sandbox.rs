@@ -94,16 +94,9 @@ impl Sandbox {
     }
 
     fn build(spec: &SandboxSpec, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
-        let user = match spec.users {
-            Some(range) => Some(make_user_namespace(
-                &[(0, range.start, range.count)],
-                &[(0, range.start, range.count)],
-            )?),
-            None => None,
-        };
         let mut sandbox = Sandbox {
             users: spec.users,
-            user,
+            user: None,
             net: None,
             ipc: None,
             uts: None,
@@ -121,7 +114,7 @@ impl Sandbox {
         if spec.hostname.is_some() {
             flags |= libc::CLONE_NEWUTS;
         }
-        if flags != 0 {
+        if flags != 0 || spec.users.is_some() {
             sandbox.make_namespaces(spec, flags)?;
         }
         if !spec.sysctls.is_empty() {
@@ -136,7 +129,8 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// A child joins the user namespace, leaves the others for new ones, and stays until we have opened them.
+    /// A child in a new user namespace leaves the others for new ones once its ids are mapped, and stays until we have
+    /// opened them all.
     fn make_namespaces(&mut self, spec: &SandboxSpec, flags: i32) -> Result<(), SandboxError> {
         let hostname = spec
             .hostname
@@ -144,10 +138,21 @@ impl Sandbox {
             .map(|name| c_string("hostname", name))
             .transpose()?;
         let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
-        let user = self.user.as_ref().map(AsFd::as_fd);
+        let ids = spec.users.map(|range| {
+            let ids = vec![(0, range.start, range.count)];
+            IdMaps {
+                uids: ids.clone(),
+                gids: ids,
+            }
+        });
         let body = || {
             fd::close_inherited(ours.as_fd());
-            let made = join_user(user)
+            let mapped = if ids.is_some() {
+                await_ids(theirs.as_fd())
+            } else {
+                Ok(())
+            };
+            let made = mapped
                 .and_then(|()| process::unshare(flags))
                 .and_then(|()| hostname.as_deref().map_or(Ok(()), cred::sethostname))
                 .and_then(|()| {
@@ -159,12 +164,18 @@ impl Sandbox {
                 });
             tell_and_wait(theirs.as_fd(), made)
         };
-        let child = Helper::start(body).map_err(step("start a helper process"))?;
+        let user = ids.as_ref().map_or(0, |_| libc::CLONE_NEWUSER);
+        let child = Helper::start(user as u64, body).map_err(step("start a helper process"))?;
         drop(theirs);
-        let made = child.told(&ours).map_err(step("make the pod's namespaces"));
+        let mapped = ids.as_ref().map_or(Ok(()), |ids| {
+            ids.write(child.pid)
+                .and_then(|()| socket::send(ours.as_fd(), b"0"))
+                .map_err(step("map the ids of a user namespace"))
+        });
+        let made = mapped.and_then(|()| child.told(&ours).map_err(step("make the pod's namespaces")));
         let opened = made.and_then(|()| {
             let open = |flag, name| -> Result<Option<OwnedFd>, SandboxError> {
-                if flags & flag == 0 {
+                if (flags | user) & flag == 0 {
                     return Ok(None);
                 }
                 child
@@ -173,6 +184,7 @@ impl Sandbox {
                     .map_err(step("open the pod's namespaces"))
             };
             Ok((
+                open(libc::CLONE_NEWUSER, "user")?,
                 open(libc::CLONE_NEWNET, "net")?,
                 open(libc::CLONE_NEWIPC, "ipc")?,
                 open(libc::CLONE_NEWUTS, "uts")?,
@@ -180,7 +192,7 @@ impl Sandbox {
         });
         drop(ours);
         child.finish().map_err(step("end a helper process"))?;
-        (self.net, self.ipc, self.uts) = opened?;
+        (self.user, self.net, self.ipc, self.uts) = opened?;
         Ok(())
     }
 
@@ -425,6 +437,18 @@ fn tell_and_wait(socket: BorrowedFd<'_>, result: io::Result<()>) -> i32 {
 fn join_user(user: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let Some(user) = user else { return Ok(()) };
     process::setns(user, libc::CLONE_NEWUSER)?;
+    become_root()
+}
+
+/// In a new user namespace: waits until the parent has mapped its ids.
+fn await_ids(socket: BorrowedFd<'_>) -> io::Result<()> {
+    if fd::read(socket, &mut [0])? == 0 {
+        return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+    }
+    become_root()
+}
+
+fn become_root() -> io::Result<()> {
     cred::setgroups(&[])?;
     cred::setgid(0)?;
     cred::setuid(0)
@@ -461,9 +485,9 @@ struct Helper {
 }
 
 impl Helper {
-    fn start(body: impl FnOnce() -> i32) -> io::Result<Helper> {
+    fn start(flags: u64, body: impl FnOnce() -> i32) -> io::Result<Helper> {
         let args = CloneArgs {
-            flags: 0,
+            flags,
             exit_signal: libc::SIGCHLD,
             cgroup: None,
         };
@@ -539,11 +563,28 @@ fn first_id(pid: i32, map: &str) -> io::Result<u32> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// A user namespace with these maps: (first id inside, first on the host, how many).
-pub(crate) fn make_user_namespace(
-    uids: &[(u32, u32, u32)],
-    gids: &[(u32, u32, u32)],
-) -> Result<OwnedFd, SandboxError> {
+/// The ids of a user namespace: (first id inside, first on the host, how many).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IdMaps {
+    pub(crate) uids: Vec<(u32, u32, u32)>,
+    pub(crate) gids: Vec<(u32, u32, u32)>,
+}
+
+impl IdMaps {
+    /// Maps the ids of a process that was made in a new user namespace and waits.
+    pub(crate) fn write(&self, pid: i32) -> io::Result<()> {
+        let lines = |maps: &[(u32, u32, u32)]| -> String {
+            maps.iter()
+                .map(|(inside, host, count)| format!("{inside} {host} {count}\n"))
+                .collect()
+        };
+        fs::write(format!("/proc/{pid}/uid_map"), lines(&self.uids))?;
+        fs::write(format!("/proc/{pid}/gid_map"), lines(&self.gids))
+    }
+}
+
+/// A user namespace with these ids.
+pub(crate) fn make_user_namespace(maps: &IdMaps) -> Result<OwnedFd, SandboxError> {
     let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
     let body = || {
         fd::close_inherited(ours.as_fd());
@@ -557,14 +598,7 @@ pub(crate) fn make_user_namespace(
     };
     let pid = process::spawn(args, body).map_err(step("make a user namespace"))?;
     drop(theirs);
-    let lines = |maps: &[(u32, u32, u32)]| -> String {
-        maps.iter()
-            .map(|(inside, host, count)| format!("{inside} {host} {count}\n"))
-            .collect()
-    };
-    let result = fs::write(format!("/proc/{pid}/uid_map"), lines(uids))
-        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), lines(gids)))
-        .and_then(|()| open_namespace(pid, "user"));
+    let result = maps.write(pid).and_then(|()| open_namespace(pid, "user"));
     drop(ours);
     process::wait_pid(pid).map_err(step("end a helper process"))?;
     result.map_err(step("map the ids of a user namespace"))

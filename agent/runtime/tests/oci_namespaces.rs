@@ -107,6 +107,23 @@ fn namespaces_are_joined_by_path() {
 
 /// config-linux.md, User namespace mappings; config.md, Mounts, idmap and ridmap.
 #[test]
+fn what_belongs_to_a_new_user_namespace_is_its_roots() {
+    let bundle = Bundle::new(
+        "owner",
+        "stat -c %u:%g /dev/mqueue /sys/class/net/lo/mtu /proc/sys/net/ipv4/ip_forward /proc/self/status /dev/shm",
+    );
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    bundle.change(|config| {
+        namespace(config, json!({ "type": "user" }));
+        let map = json!([{ "containerID": 0, "hostID": 700_000, "size": 65_536 }]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    });
+    let out = bundle.run(0);
+    assert_eq!(out.lines().collect::<Vec<_>>(), ["0:0"; 5], "{out}");
+}
+
+#[test]
 fn volumes_are_idmapped_into_a_user_namespace() {
     let bundle = Bundle::new(
         "idmap",

@@ -1,7 +1,6 @@
 //! Which hierarchies a machine has, and where.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::CgroupError;
@@ -48,13 +47,7 @@ impl Layout {
     /// Finds the hierarchies of this mount namespace.
     pub fn detect() -> Result<Layout, CgroupError> {
         let path = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(path).map_err(|source| CgroupError::File {
-            action: "read",
-            path: path.to_owned(),
-            value: None,
-            source,
-        })?;
-        Self::parse(&text)
+        Self::parse(&super::read(path)?)
     }
 
     /// No hierarchy at all: of a container that stays where its creator is. Every limit is refused.

@@ -16,6 +16,8 @@ const LISTED_MAX: usize = 1 << 20;
 const DEPTH_MAX: usize = 64;
 /// How long a freeze may take: a process in an uninterruptible sleep holds it up.
 const STATE_WAIT: Duration = Duration::from_secs(5);
+/// How long killed processes have to go before those that came since are looked for.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
 /// Between two looks at a state of which the kernel sends no word.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -164,33 +166,38 @@ impl Cgroup {
     pub fn remove(&self, patience: Duration) -> Result<(), CgroupError> {
         let begin = Instant::now();
         for directory in self.directories() {
+            // Most have nothing below.
+            if remove_free(&directory)? {
+                continue;
+            }
             for group in below(&directory)?.iter().rev() {
-                loop {
-                    match fs::remove_dir(group) {
-                        Ok(()) => break,
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                        Err(error) if error.raw_os_error() == Some(EBUSY) => {
-                            if begin.elapsed() >= patience {
-                                return Err(CgroupError::Busy {
-                                    path: group.clone(),
-                                    waited_ms: begin.elapsed().as_millis(),
-                                });
-                            }
-                            wait_for_members(group, patience.saturating_sub(begin.elapsed()))?;
-                        }
-                        Err(source) => {
-                            return Err(CgroupError::File {
-                                action: "remove",
-                                path: group.clone(),
-                                value: None,
-                                source,
-                            });
-                        }
+                while !remove_free(group)? {
+                    if begin.elapsed() >= patience {
+                        return Err(CgroupError::Busy {
+                            path: group.clone(),
+                            waited_ms: begin.elapsed().as_millis(),
+                        });
                     }
+                    wait_for_members(group, patience.saturating_sub(begin.elapsed()))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Ends every process in the group and removes it.
+    pub fn end(&self, patience: Duration) -> Result<(), CgroupError> {
+        // Mostly all have ended already.
+        let mut removed = self.remove(Duration::ZERO);
+        let begin = Instant::now();
+        while let Err(CgroupError::Busy { .. }) = removed
+            && begin.elapsed() < patience
+        {
+            // Again and again: who was about to enter when we looked was not there to be killed.
+            self.kill()?;
+            removed = self.remove(KILL_AGAIN);
+        }
+        removed
     }
 
     /// Removes the parents that are empty now, up to but not including `top`.
@@ -198,23 +205,28 @@ impl Cgroup {
         let mut path = self.path();
         while path.pop() && path != top && path != Path::new("/") {
             for directory in Self::open(&self.layout, &path)?.directories() {
-                match fs::remove_dir(&directory) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                if !remove_free(&directory)? {
                     // Somebody else's child or process.
-                    Err(error) if matches!(error.raw_os_error(), Some(EBUSY | ENOTEMPTY)) => return Ok(()),
-                    Err(source) => {
-                        return Err(CgroupError::File {
-                            action: "remove",
-                            path: directory,
-                            value: None,
-                            source,
-                        });
-                    }
+                    return Ok(());
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a group that has no processes and none below it; whether it is gone.
+fn remove_free(group: &Path) -> Result<bool, CgroupError> {
+    match fs::remove_dir(group) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(EBUSY | ENOTEMPTY)) => Ok(false),
+        Err(source) => Err(CgroupError::File {
+            action: "remove",
+            path: group.to_owned(),
+            value: None,
+            source,
+        }),
     }
 }
 

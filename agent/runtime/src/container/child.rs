@@ -1,6 +1,8 @@
 //! What runs between clone and exec. Nothing here allocates or takes a lock: all strings and tables were made before, a
 //! failure is a record to the parent. The order is the kernel's; each step says what holds it in its place.
 
+mod ids;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +11,8 @@ use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
 use sys::{cred, fd, mount, path, process, schedule, socket};
+
+use ids::{await_ids, become_root};
 
 use super::filesystem;
 use super::recipe::{MountPlan, Plan, RootPlan, Target, What};
@@ -70,7 +74,11 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
-    match begin(plan) {
+    let begun = begin(plan).and_then(|()| match &plan.ids {
+        Some(_) => await_ids(plan, status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
+        None => Ok(()),
+    });
+    match begun {
         Ok(()) => second(plan, status),
         Err(failure) => conclude(Err(failure), status),
     }
@@ -120,14 +128,6 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
         become_root(plan)?;
     }
     Ok(())
-}
-
-fn become_root(plan: &Plan) -> Result<(), Failure> {
-    if plan.process.groups.is_some() {
-        at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
-    }
-    at(Step::BecomeRoot, 1, cred::setgid(0))?;
-    at(Step::BecomeRoot, 2, cred::setuid(0))
 }
 
 fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {

@@ -80,6 +80,7 @@ impl Explain {
             Step::Affinity => "set the CPUs".to_owned(),
             Step::JoinNamespace => "join a namespace".to_owned(),
             Step::TimeNamespace => "make a time namespace with its offsets".to_owned(),
+            Step::MapIds => "wait for the ids of the user namespace".to_owned(),
             Step::BecomeRoot => "become root of the user namespace".to_owned(),
             Step::Clone => "make the container's namespaces".to_owned(),
             Step::CgroupNamespace => "make a cgroup namespace".to_owned(),

@@ -17,7 +17,7 @@ use super::recipe::{MountPlan, Target, What};
 use super::rootfs::c_path;
 use super::{StartError, copyup, devices, host};
 use crate::cgroup::{Cgroup, Layout};
-use crate::sandbox;
+use crate::sandbox::{self, IdMaps};
 
 /// Most mounts of one container, layers of cgroups included: a table that every later clone copies.
 const MOUNTS_MAX: usize = 1024;
@@ -26,8 +26,10 @@ const MOUNTS_MAX: usize = 1024;
 pub(super) struct Context<'a> {
     /// The container's root file system.
     pub(super) root: BorrowedFd<'a>,
-    /// The container's user namespace, and the host id of its root.
+    /// The container's user namespace, where it stands already, and the host id of its root.
     pub(super) users: Option<BorrowedFd<'a>>,
+    /// It has one, or will have.
+    pub(super) in_users: bool,
     pub(super) root_uid: u32,
     pub(super) root_gid: u32,
     pub(super) cgroup: &'a Cgroup,
@@ -207,7 +209,7 @@ fn new(
     if options.idmap.is_some() || mount.uid_mappings().is_some() {
         return Err(invalid(field, "only bind mounts can be idmapped"));
     }
-    if kind == "sysfs" && context.users.is_some() && context.host_network {
+    if kind == "sysfs" && context.in_users && context.host_network {
         return Err(invalid(
             field,
             "sysfs needs a network namespace of the container's user namespace; bind /sys",
@@ -340,7 +342,7 @@ fn idmap(
 ) -> Result<Option<OwnedFd>, StartError> {
     let own = match (mount.uid_mappings(), mount.gid_mappings()) {
         (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
-            Some(sandbox::make_user_namespace(&maps(uids), &maps(gids)).map_err(StartError::Users)?)
+            Some(sandbox::make_user_namespace(&id_maps(uids, gids)).map_err(StartError::Users)?)
         }
         (None, None) => None,
         _ => return Err(invalid(field, "uidMappings and gidMappings must both be given")),
@@ -360,10 +362,28 @@ fn idmap(
     Ok(own)
 }
 
-pub(super) fn maps(list: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
-    list.iter()
-        .map(|map| (map.container_id(), map.host_id(), map.size()))
-        .collect()
+pub(super) fn id_maps(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> IdMaps {
+    let all = |list: &[LinuxIdMapping]| {
+        list.iter()
+            .map(|map| (map.container_id(), map.host_id(), map.size()))
+            .collect()
+    };
+    IdMaps {
+        uids: all(uids),
+        gids: all(gids),
+    }
+}
+
+/// Whether a mount is to have the ids of the container's own user namespace, which must then stand before it is made.
+pub(super) fn needs_users(mounts: &[Mount]) -> bool {
+    mounts.iter().any(|mount| {
+        let mapped = mount.uid_mappings().as_ref().is_some_and(|maps| !maps.is_empty());
+        let options = mount.options().iter().flatten();
+        !mapped
+            && options
+                .into_iter()
+                .any(|option| matches!(option.as_str(), "idmap" | "ridmap"))
+    })
 }
 
 /// A tmpfs that belongs to whoever is root inside.

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
-use super::mounts::{self, Context, maps};
-use super::program::{Users, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
+use super::mounts::{self, Context, id_maps};
+use super::program::{Within, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, IdMaps, Sandbox};
 use sys::path;
 
 use crate::spec::{ContainerSpec, IdRange, Rootfs};
@@ -34,9 +34,27 @@ const KINDS: [(LinuxNamespaceType, i32); 8] = [
     (LinuxNamespaceType::User, libc::CLONE_NEWUSER),
 ];
 
+/// The container's user namespace.
+enum Users {
+    None,
+    Joined(OwnedFd),
+    /// Made with the container's process.
+    Own(IdMaps),
+}
+
+impl Users {
+    /// Makes it now, for what needs it before there is a process.
+    fn make(&mut self) -> Result<(), StartError> {
+        if let Users::Own(ids) = self {
+            *self = Users::Joined(sandbox::make_user_namespace(ids).map_err(StartError::Users)?);
+        }
+        Ok(())
+    }
+}
+
 struct Namespaces {
     joins: Vec<(OwnedFd, i32)>,
-    user: Option<OwnedFd>,
+    user: Users,
     /// Host ids of root inside.
     root: (u32, u32),
     range: Option<IdRange>,
@@ -63,7 +81,7 @@ pub(super) fn plan(
     refuse_unsupported(config, linux)?;
     let here = PathBuf::from(".");
     let bundle = options.bundle.unwrap_or(&here);
-    let namespaces = namespaces(linux, sandbox)?;
+    let mut namespaces = namespaces(linux, sandbox)?;
     if namespaces.made & libc::CLONE_NEWNS as u64 == 0 {
         return Err(invalid(
             "linux.namespaces",
@@ -71,7 +89,19 @@ pub(super) fn plan(
         ));
     }
     let label = linux.mount_label().as_deref().filter(|_| selinux_enabled());
-    let users = namespaces.user.as_ref().map(AsFd::as_fd);
+    let listed = config.mounts().as_deref().unwrap_or_default();
+    if !namespaces.joins.is_empty()
+        || namespaces.made & CLONE_NEWTIME as u64 != 0
+        || matches!(spec.rootfs, Rootfs::Overlay { .. })
+        || mounts::needs_users(listed)
+    {
+        namespaces.user.make()?;
+    }
+    let users = match &namespaces.user {
+        Users::Joined(users) => Some(users.as_fd()),
+        _ => None,
+    };
+    let in_users = !matches!(namespaces.user, Users::None);
     let root = match &spec.rootfs {
         Rootfs::Bundle => {
             let root = config.root().as_ref().ok_or_else(|| invalid("root", "missing"))?;
@@ -91,6 +121,7 @@ pub(super) fn plan(
     let context = Context {
         root: root.as_fd(),
         users,
+        in_users,
         root_uid: namespaces.root.0,
         root_gid: namespaces.root.1,
         cgroup,
@@ -103,7 +134,7 @@ pub(super) fn plan(
         host_network: !has(libc::CLONE_NEWNET),
         host_ipc: !has(libc::CLONE_NEWIPC),
     };
-    let mounts = mounts::plan(config.mounts().as_deref().unwrap_or_default(), &context)?;
+    let mounts = mounts::plan(listed, &context)?;
     let covered = |list: &Option<Vec<String>>| -> Result<Vec<_>, StartError> {
         list.iter().flatten().map(|path| mounts::covered(path)).collect()
     };
@@ -154,15 +185,15 @@ pub(super) fn plan(
         sysctls,
         hooks: !interfaces.is_empty(),
     };
-    let in_users = namespaces.user.is_some() || options.inside_user;
-    let users = Users::of("self", in_users).map_err(host("read /proc/self/setgroups"))?;
+    let within =
+        Within::of("self", in_users || options.inside_user).map_err(host("read /proc/self/setgroups"))?;
     let mut plan = plan_process(
         process,
         linux.seccomp().as_ref(),
         cgroup,
         stdio,
         options,
-        users,
+        within,
         environment_home,
     )?;
     if time_namespace {
@@ -198,12 +229,26 @@ pub(super) fn plan(
     }
     plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
-    plan.joins_user = namespaces.user.is_some();
     plan.inside_user = options.inside_user;
-    if let Some(user) = namespaces.user {
-        plan.joins.push((user, libc::CLONE_NEWUSER));
-    }
     plan.clone_flags = made;
+    if !plan.raise.is_empty() || plan.oom_score_adj.is_some() {
+        // Takes the host's rights, which a process that is made in a user namespace never had.
+        namespaces.user.make()?;
+    }
+    match namespaces.user {
+        Users::None => {}
+        Users::Joined(user) => {
+            plan.joins_user = true;
+            plan.joins.push((user, libc::CLONE_NEWUSER));
+        }
+        Users::Own(ids) => {
+            // A PID namespace is for children only.
+            let pid = made & libc::CLONE_NEWPID as u64;
+            plan.clone_flags = libc::CLONE_NEWUSER as u64 | pid;
+            plan.unshare = (made & !pid) as i32;
+            plan.ids = Some(ids);
+        }
+    }
     plan.cgroup_namespace = cgroup_namespace;
     plan.root = Some(root);
     Ok(plan)
@@ -255,7 +300,7 @@ impl Namespaces {
 fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, StartError> {
     let mut found = Namespaces {
         joins: Vec::new(),
-        user: None,
+        user: Users::None,
         root: (0, 0),
         range: None,
         made: 0,
@@ -285,19 +330,22 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
                             "the pod has a user namespace already",
                         ));
                     }
-                    let uids = maps(linux.uid_mappings().as_deref().unwrap_or_default());
-                    let gids = maps(linux.gid_mappings().as_deref().unwrap_or_default());
-                    if uids.is_empty() || gids.is_empty() {
+                    let ids = id_maps(
+                        linux.uid_mappings().as_deref().unwrap_or_default(),
+                        linux.gid_mappings().as_deref().unwrap_or_default(),
+                    );
+                    if ids.uids.is_empty() || ids.gids.is_empty() {
                         return Err(invalid(
                             "linux.uidMappings",
                             "a new user namespace needs uid and gid mappings",
                         ));
                     }
-                    found.root = (host_id(&uids)?, host_id(&gids)?);
-                    if let [(0, start, count)] = uids[..] {
+                    found.root = (host_id(&ids.uids)?, host_id(&ids.gids)?);
+                    if let [(0, start, count)] = ids.uids[..] {
                         found.range = Some(IdRange { start, count });
                     }
-                    Some(sandbox::make_user_namespace(&uids, &gids).map_err(StartError::Users)?)
+                    found.user = Users::Own(ids);
+                    None
                 }
                 None => {
                     found.made |= flag as u64;
@@ -315,7 +363,7 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
                     // One that somebody else made and mapped.
                     found.root = sandbox::root_of(&namespace).map_err(StartError::Users)?;
                 }
-                found.user = Some(namespace);
+                found.user = Users::Joined(namespace);
             }
             Some(namespace) => found.joins.push((namespace, flag)),
             None => {}

@@ -13,6 +13,7 @@ use sys::tty;
 use super::interfaces::Interface;
 use super::notify::Notify;
 use crate::cgroup::Entry;
+use crate::sandbox::IdMaps;
 
 /// A place below the container's root, component by component so that what is missing can be made.
 #[derive(Debug)]
@@ -142,6 +143,11 @@ pub(crate) struct Plan {
     pub(crate) joins_user: bool,
     /// The caller is in the container's user namespace, under whatever id.
     pub(crate) inside_user: bool,
+    /// Of the user namespace that the container's process is made in: the parent writes them while it waits.
+    pub(crate) ids: Option<IdMaps>,
+    /// `CLONE_NEW*` of what it leaves once its ids are mapped: made at once with the user namespace, message queues and
+    /// interfaces would belong to nobody.
+    pub(crate) unshare: i32,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.

@@ -12,6 +12,7 @@ pub(crate) enum Step {
     RaiseLimit,
     Affinity,
     JoinNamespace,
+    MapIds,
     BecomeRoot,
     TimeNamespace,
     Clone,
@@ -54,12 +55,13 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 44] = [
+    const ALL: [Step; 45] = [
         Step::EnterCgroup,
         Step::OomScore,
         Step::RaiseLimit,
         Step::Affinity,
         Step::JoinNamespace,
+        Step::MapIds,
         Step::BecomeRoot,
         Step::TimeNamespace,
         Step::Clone,

@@ -34,8 +34,7 @@ pub enum CleanupError {
 pub fn cleanup(spec: &SandboxSpec, directory: &Path) -> Result<(), CleanupError> {
     let layout = Layout::detect()?;
     let cgroup = Cgroup::open(&layout, &spec.cgroup.path)?;
-    let killed = if cgroup.exists() { cgroup.kill() } else { Ok(()) };
-    let removed = cgroup.remove(WAIT);
+    let ended = cgroup.end(WAIT);
     for name in [SOCKET, SOCKET_NEW] {
         let path = directory.join(name);
         match fs::remove_file(&path) {
@@ -45,6 +44,5 @@ pub fn cleanup(spec: &SandboxSpec, directory: &Path) -> Result<(), CleanupError>
             _ => {}
         }
     }
-    killed?;
-    Ok(removed?)
+    Ok(ended?)
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use serde::Deserialize;
 
 use super::arguments::Arguments;
 use super::state::{Directory, Record, Status};
@@ -28,6 +29,8 @@ use console::Console;
 const END_WAIT: Duration = Duration::from_secs(10);
 /// Largest configuration: the largest seccomp profiles are some 100 KiB.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
+/// Room for one of an engine's, so that it is read at once.
+const CONFIG_ROOM: usize = 64 << 10;
 const SIGKILL: i32 = nix::libc::SIGKILL;
 
 const USAGE: &str = "\
@@ -128,16 +131,24 @@ fn step(action: &'static str) -> impl FnOnce(io::Error) -> OciError {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, OciError> {
+    parse(read_text(path)?, path)
+}
+
+fn read_json_from<T: serde::de::DeserializeOwned>(from: impl io::Read, path: &Path) -> Result<T, OciError> {
+    parse(read_text_from(from, path)?, path)
+}
+
+fn read_text(path: &Path) -> Result<Vec<u8>, OciError> {
     let file = File::open(path).map_err(|source| OciError::File {
         action: "read",
         path: path.to_owned(),
         source,
     })?;
-    read_json_from(file, path)
+    read_text_from(file, path)
 }
 
-fn read_json_from<T: serde::de::DeserializeOwned>(from: impl io::Read, path: &Path) -> Result<T, OciError> {
-    let mut text = Vec::new();
+fn read_text_from(from: impl io::Read, path: &Path) -> Result<Vec<u8>, OciError> {
+    let mut text = Vec::with_capacity(CONFIG_ROOM);
     io::Read::read_to_end(&mut io::Read::take(from, CONFIG_BYTES_MAX + 1), &mut text).map_err(|source| {
         OciError::File {
             action: "read",
@@ -151,6 +162,10 @@ fn read_json_from<T: serde::de::DeserializeOwned>(from: impl io::Read, path: &Pa
             path.display()
         )));
     }
+    Ok(text)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: Vec<u8>, path: &Path) -> Result<T, OciError> {
     let text = rename_flags(text);
     serde_json::from_slice(&text).map_err(|source| OciError::Json {
         path: path.to_owned(),
@@ -250,6 +265,34 @@ fn protect(config: &Spec) -> Result<(), OciError> {
         .and_then(|linux| linux.namespaces().as_ref());
     let own = namespaces.is_some_and(|list| list.iter().any(|one| one.typ() == LinuxNamespaceType::User));
     if own {
+        return Ok(());
+    }
+    crate::binary::protect().map_err(step("run from a read-only mount"))
+}
+
+/// `protect`, before a configuration is read in whole, as that would be done twice.
+fn protect_from(config: &[u8]) -> Result<(), OciError> {
+    #[derive(Default, Deserialize)]
+    struct Glance {
+        #[serde(default)]
+        linux: Option<Linux>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Linux {
+        #[serde(default)]
+        namespaces: Option<Vec<Namespace>>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Namespace {
+        #[serde(rename = "type", default)]
+        typ: String,
+    }
+    // What is no configuration at all is refused when it is read.
+    let linux = serde_json::from_slice::<Glance>(config)
+        .ok()
+        .and_then(|glance| glance.linux);
+    let namespaces = linux.and_then(|linux| linux.namespaces).unwrap_or_default();
+    if namespaces.iter().any(|one| one.typ == "user") {
         return Ok(());
     }
     crate::binary::protect().map_err(step("run from a read-only mount"))

@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod allocation;
 pub mod bpf;
 pub mod cred;
 pub mod fd;

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{cvt, cvt_int, own};
 
@@ -64,11 +65,26 @@ pub fn spawn(args: CloneArgs<'_>, body: impl FnOnce() -> i32) -> io::Result<i32>
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const raw, size_of::<libc::clone_args>()) };
     let pid = cvt(ret)?;
     if pid == 0 {
+        SPAWNED.store(true, Ordering::Relaxed);
         let _bomb = ExitOnDrop;
         let code = body();
         exit(code);
     }
     Ok(pid as i32)
+}
+
+/// Set in the copy of our memory that a child of `spawn` has.
+static SPAWNED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a child of `spawn`.
+pub(crate) fn is_spawned() -> bool {
+    SPAWNED.load(Ordering::Relaxed)
+}
+
+/// Ends this process by SIGABRT.
+pub(crate) fn abort() -> ! {
+    // SAFETY: abort takes nothing and does not return.
+    unsafe { libc::abort() }
 }
 
 /// Ends this process at once: no destructors, no buffers written.

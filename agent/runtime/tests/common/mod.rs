@@ -16,6 +16,10 @@ use runtime::defaults;
 use runtime::sandbox::Sandbox;
 use runtime::spec::{CgroupSpec, ContainerSpec, IdRange, PidShare, Rootfs, SandboxSpec, Share};
 
+/// Whatever a test here starts, nothing between clone and exec allocates.
+#[global_allocator]
+static ALLOCATOR: sys::allocation::NotInChildren = sys::allocation::NotInChildren;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Ids of the pods in tests.

@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use runtime::cgroup::{Cgroup, Layout};
+use runtime::monitor::READY;
 use runtime::monitor::client::{Client, Session};
 use runtime::monitor::frame::Stream;
 use runtime::monitor::protocol::{Ended, Exit};
@@ -70,30 +72,27 @@ impl Pod {
             sysctls: Default::default(),
         };
         fs::write(directory.join("sandbox.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"))
             .arg("monitor")
             .arg("--dir")
             .arg(&directory)
             .envs([runtime::monitor::ALLOCATOR])
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let pod = Pod {
+        let mut word = [0; READY.len()];
+        let mut told = child.stdout.take().unwrap();
+        told.read_exact(&mut word).unwrap_or_else(|_| {
+            let log = fs::read_to_string(directory.join("monitor.log"));
+            panic!("the monitor did not start: {}", log.unwrap_or_default())
+        });
+        Pod {
             temp,
             directory,
             spec,
             child: RefCell::new(child),
             top,
-        };
-        pod.wait_until("the monitor answers", || {
-            assert_eq!(
-                pod.child.borrow_mut().try_wait().unwrap(),
-                None,
-                "{}",
-                pod.monitor_log()
-            );
-            pod.directory().join("monitor.sock").exists()
-        });
-        pod
+        }
     }
 
     pub(super) fn directory(&self) -> &Path {

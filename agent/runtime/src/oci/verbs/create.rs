@@ -10,9 +10,9 @@ use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
 use super::super::{Globals, OciError, filters, refused, rootless};
 use super::console::{self, Console};
-use super::{END_WAIT, end, open, passed_fds, protect, read_json, stdio, step, write_pid};
+use super::{END_WAIT, end, open, parse, passed_fds, protect_from, read_text, stdio, step, write_pid};
 use crate::cgroup::{Cgroup, Layout};
-use crate::container::{self, Options, Running, Stdio};
+use crate::container::{self, Hooks, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
 use crate::systemd::{Holder, Unit};
 
@@ -30,7 +30,7 @@ fn place(config: &Spec, id: &str, arguments: &Arguments) -> Result<(PathBuf, Opt
         return Ok((unit.path(), Some(unit)));
     }
     let path = match text {
-        "" => Path::new("/bulkhead-oci").join(id),
+        "" => PathBuf::from(format!("/bulkhead-oci-{id}")),
         text => Path::new("/").join(text.trim_start_matches('/')),
     };
     Ok((path, None))
@@ -59,15 +59,17 @@ fn check(config: &Spec) -> Result<(), OciError> {
     hooks::check(config)
 }
 
-/// A container that waits for its start.
+/// A container that was built.
 struct Made {
     directory: Directory,
     record: Record,
     running: Running,
+    /// It waits for `release`.
+    waits: bool,
     console: Option<Console>,
 }
 
-fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, OciError> {
+fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> Result<Made, OciError> {
     let id = arguments.id()?;
     let bundle = match arguments.value("bundle").filter(|bundle| !bundle.is_empty()) {
         Some(bundle) => PathBuf::from(bundle),
@@ -78,12 +80,18 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
         path: bundle.clone(),
         source,
     })?;
-    let config: Spec = read_json(&bundle.join("config.json"))?;
+    let path = bundle.join("config.json");
+    let text = read_text(&path)?;
+    if nix::unistd::geteuid().is_root() {
+        // Who is not has a user namespace, or is refused below.
+        protect_from(&text)?;
+    }
+    let config: Spec = parse(text, &path)?;
     check(&config)?;
     if globals.rootless {
         rootless::check(&config)?;
     }
-    protect(&config)?;
+    let waits = wait || !Point::StartContainer.of(&config).is_empty();
     let terminal = config
         .process()
         .as_ref()
@@ -145,11 +153,13 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool) -> Result<Made, 
         stdio,
         arguments,
         holder,
+        waits,
     ) {
         Ok((record, running)) => Ok(Made {
             directory,
             record,
             running,
+            waits,
             console,
         }),
         Err(error) => {
@@ -194,6 +204,7 @@ fn build(
     stdio: Stdio,
     arguments: &Arguments,
     holder: Option<Holder>,
+    waits: bool,
 ) -> Result<(Record, Running), OciError> {
     let group = CgroupSpec {
         path: record.cgroup.clone(),
@@ -256,9 +267,12 @@ fn build(
         }
         Ok(())
     };
-    let hooks: Option<&mut dyn FnMut(i32) -> Result<(), String>> =
-        if wanted { Some(&mut call) } else { None };
-    let running = container::create(&spec, None, &cgroup, stdio, &options, &directory.fifo(), hooks)?.running;
+    let hooks: Option<&mut Hooks<'_>> = if wanted { Some(&mut call) } else { None };
+    let running = if waits {
+        container::create(&spec, None, &cgroup, stdio, &options, &directory.fifo(), hooks)?.running
+    } else {
+        container::run(&spec, None, &cgroup, stdio, &options, hooks)?
+    };
     drop(holder);
     let kept = (|| {
         record.creating = false;
@@ -280,7 +294,7 @@ fn build(
 }
 
 pub(super) fn create(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
-    make(globals, arguments, true).map(|_| 0)
+    make(globals, arguments, true, true).map(|_| 0)
 }
 
 pub(super) fn start(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
@@ -310,15 +324,20 @@ fn release(globals: &Globals, directory: Directory, record: &Record) -> Result<(
         return Err(error.into());
     }
     let released = container::release(&directory.fifo())?;
-    // A poststart hook may call us for this container.
-    drop(directory);
     if !Point::Poststart.of(&record.config).is_empty() {
         released
             .wait()
             .map_err(step("wait for the container's program"))?;
-        hooks::run_all(record, Point::Poststart, Status::Running, &globals.log);
     }
+    started(globals, directory, record);
     Ok(())
+}
+
+/// What comes when its program runs.
+fn started(globals: &Globals, directory: Directory, record: &Record) {
+    // A poststart hook may call us for this container.
+    drop(directory);
+    hooks::run_all(record, Point::Poststart, Status::Running, &globals.log);
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
@@ -333,10 +352,16 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciEr
         directory,
         record,
         running,
+        waits,
         console,
-    } = make(globals, arguments, detach)?;
-    let started = release(globals, directory, &record);
-    let ended = match (started, signals) {
+    } = make(globals, arguments, detach, false)?;
+    let released = if waits {
+        release(globals, directory, &record)
+    } else {
+        started(globals, directory, &record);
+        Ok(())
+    };
+    let ended = match (released, signals) {
         (Ok(()), None) => return Ok(0),
         (Ok(()), Some(signals)) => console::attend(console, &signals, running.pidfd.as_fd()),
         (Err(error), _) => {
@@ -374,7 +399,7 @@ mod tests {
             ("libpod/x", "/libpod/x"),
             ("/docker/x", "/docker/x"),
             ("system.slice:docker:abc", "/system.slice:docker:abc"),
-            ("", "/bulkhead-oci/id"),
+            ("", "/bulkhead-oci-id"),
         ] {
             assert_eq!(path(text, &ours).unwrap(), (PathBuf::from(expected), None));
         }

@@ -125,12 +125,13 @@ pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
 /// Ends and removes what is left of a container, then tells its poststop hooks.
 pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -> Result<(), OciError> {
     let cgroup = record.cgroup()?;
-    if cgroup.exists() {
-        cgroup.kill()?;
-    }
     if let Some(process) = record.process()? {
         sys::process::pidfd_send_signal(process.as_fd(), SIGKILL)
             .map_err(step("end the container's process"))?;
+        if cgroup.exists() {
+            // All at once, and also one that is frozen.
+            cgroup.kill()?;
+        }
         sys::fd::wait_readable(process.as_fd(), Some(END_WAIT))
             .map_err(step("wait for the container's end"))?;
     }
@@ -138,7 +139,7 @@ pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -
         // Before its directories go: those are systemd's.
         unit.stop()?;
     }
-    cgroup.remove(END_WAIT)?;
+    cgroup.end(END_WAIT)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
     // remaining hooks and lifecycle continue as if the hook had succeeded".
