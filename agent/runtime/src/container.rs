@@ -37,7 +37,7 @@ pub use sys::tty::Size;
 
 pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
-pub(crate) use program::{Users, has_variable, home, open_proc, plan_process};
+pub(crate) use program::{Within, has_variable, home, open_proc, plan_process};
 pub(crate) use recipe::Plan;
 pub(crate) use scheduling::{exec_cpus, personality};
 

@@ -9,7 +9,7 @@ use nix::libc;
 use oci_spec::runtime::{LinuxSeccomp, Process};
 
 use crate::cgroup::Cgroup;
-use crate::container::{self, Names, Options, Running, StartError, Stdio, Users};
+use crate::container::{self, Names, Options, Running, StartError, Stdio, Within};
 
 /// The container to enter.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,8 @@ pub fn exec(
         let root = fs::File::open(path).map_err(host("open the container's root"))?;
         Some(container::home(root.as_fd(), process.user().uid())?)
     };
-    let users = Users::of(&target.pid.to_string(), user).map_err(host("look at the container's users"))?;
-    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, users, home)?;
+    let within = Within::of(&target.pid.to_string(), user).map_err(host("look at the container's users"))?;
+    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, within, home)?;
     plan.joins_user = user;
     plan.process.personality = options.personality;
     (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;

@@ -1,6 +1,8 @@
 //! What runs between clone and exec. Nothing here allocates or takes a lock: all strings and tables were made before, a
 //! failure is a record to the parent. The order is the kernel's; each step says what holds it in its place.
 
+mod ids;
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +11,8 @@ use sys::mount::{Change, FsContext};
 use sys::path::Resolve;
 use sys::process::CloneArgs;
 use sys::{cred, fd, mount, path, process, socket};
+
+use ids::{await_ids, become_root};
 
 use super::become_process::run;
 use super::filesystem;
@@ -49,7 +53,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
             at(Step::JoinNamespace, 101, path::chroot_here())?;
         }
         if plan.joins_user {
-            become_root(plan.process.groups.is_some())?;
+            become_root(plan)?;
         }
         if let (Some(offsets), Some(text)) = (offsets, &plan.time) {
             // For children only, and after joining: it belongs to the container's user namespace.
@@ -77,8 +81,7 @@ pub(crate) fn first(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
 /// The container's process when it needs no first one.
 pub(crate) fn only(plan: &Plan, status: BorrowedFd<'_>) -> i32 {
     let begun = begin(plan).and_then(|()| match &plan.ids {
-        Some(_) => await_ids(plan.process.groups.is_some(), status)
-            .and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
+        Some(_) => await_ids(plan, status).and_then(|()| at(Step::Clone, 1, process::unshare(plan.unshare))),
         None => Ok(()),
     });
     match begun {
@@ -128,32 +131,9 @@ fn begin(plan: &Plan) -> Result<(), Failure> {
         at(Step::RaiseLimit, index, cred::setrlimit(*limit))?;
     }
     if plan.inside_user {
-        become_root(plan.process.groups.is_some())?;
+        become_root(plan)?;
     }
     Ok(())
-}
-
-/// In a user namespace of our own, of which the parent has yet to map the ids.
-fn await_ids(forget_groups: bool, status: BorrowedFd<'_>) -> Result<(), Failure> {
-    let mut byte = [0];
-    if at(Step::MapIds, 0, fd::read(status, &mut byte))? == 0 {
-        return at(
-            Step::MapIds,
-            1,
-            Err(io::Error::from_raw_os_error(nix::libc::ECANCELED)),
-        );
-    }
-    // As in `first`: until the program runs, nobody may trace us or open our files.
-    at(Step::JoinNamespace, 0, process::set_dumpable(false))?;
-    become_root(forget_groups)
-}
-
-fn become_root(forget_groups: bool) -> Result<(), Failure> {
-    if forget_groups {
-        at(Step::BecomeRoot, 0, cred::setgroups(&[]))?;
-    }
-    at(Step::BecomeRoot, 1, cred::setgid(0))?;
-    at(Step::BecomeRoot, 2, cred::setuid(0))
 }
 
 pub(super) fn write_file(dir: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {

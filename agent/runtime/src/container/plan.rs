@@ -10,7 +10,7 @@ use nix::libc;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::mounts::{self, Context, id_maps};
-use super::program::{Users, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
+use super::program::{Within, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
@@ -196,14 +196,14 @@ pub(super) fn plan(
         sysctls,
         hooks: !interfaces.is_empty(),
     };
-    let users = Users::of("self", in_users).map_err(host("read /proc/self/setgroups"))?;
+    let within = Within::of("self", in_users).map_err(host("read /proc/self/setgroups"))?;
     let mut plan = plan_process(
         process,
         linux.seccomp().as_ref(),
         cgroup,
         stdio,
         options,
-        users,
+        within,
         environment_home,
     )?;
     if time_namespace {

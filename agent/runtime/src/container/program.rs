@@ -107,7 +107,7 @@ const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
 /// Whose user namespace a process is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Users {
+pub(crate) enum Within {
     /// The host's.
     Host,
     /// One of its own, or its pod's.
@@ -116,26 +116,26 @@ pub(crate) enum Users {
     Grouped,
 }
 
-impl Users {
+impl Within {
     /// Of a process by its number, or `self`.
-    pub(crate) fn of(pid: &str, own: bool) -> io::Result<Users> {
+    pub(crate) fn of(pid: &str, own: bool) -> io::Result<Within> {
         let groups = fs::read_to_string(format!("/proc/{pid}/setgroups"))?;
         Ok(match (own, groups.trim()) {
-            (_, "deny") => Users::Grouped,
-            (true, _) => Users::Own,
-            (false, _) => Users::Host,
+            (_, "deny") => Within::Grouped,
+            (true, _) => Within::Own,
+            (false, _) => Within::Host,
         })
     }
 }
 
-fn groups(told: Option<&[u32]>, users: Users) -> Result<Option<Vec<u32>>, StartError> {
+fn groups(told: Option<&[u32]>, within: Within) -> Result<Option<Vec<u32>>, StartError> {
     let told = told.unwrap_or_default();
-    match users {
-        Users::Grouped if !told.is_empty() => Err(invalid(
+    match within {
+        Within::Grouped if !told.is_empty() => Err(invalid(
             "process.user.additionalGids",
             "cannot set any additional groups in a rootless container: setgroups is denied in its user namespace",
         )),
-        Users::Grouped => Ok(None),
+        Within::Grouped => Ok(None),
         _ => Ok(Some(told.to_owned())),
     }
 }
@@ -147,7 +147,7 @@ pub(crate) fn plan_process(
     cgroup: &Cgroup,
     stdio: Stdio,
     options: &Options<'_>,
-    users: Users,
+    within: Within,
     home: Option<String>,
 ) -> Result<Plan, StartError> {
     let arguments = process.args().as_deref().unwrap_or_default();
@@ -167,7 +167,7 @@ pub(crate) fn plan_process(
     let environment = environment.collect::<Result<Vec<_>, _>>()?;
     let user = process.user();
     let (capabilities, unbound, ambient) =
-        capabilities(process.capabilities().as_ref(), users != Users::Host)?;
+        capabilities(process.capabilities().as_ref(), within != Within::Host)?;
     let (raise, limits) = limits(process)?;
     let stdio = match stdio {
         Stdio::Fds([input, output, error]) => {
@@ -203,9 +203,9 @@ pub(crate) fn plan_process(
         final_cpus: None,
         joins: Vec::new(),
         joins_user: false,
+        inside_user: false,
         ids: None,
         unshare: 0,
-        inside_user: false,
         notify,
         interfaces: Vec::new(),
         clone_flags: 0,
@@ -220,7 +220,7 @@ pub(crate) fn plan_process(
             directory: c_string("process.cwd", &process.cwd().to_string_lossy())?,
             uid: user.uid(),
             gid: user.gid(),
-            groups: groups(user.additional_gids().as_deref(), users)?,
+            groups: groups(user.additional_gids().as_deref(), within)?,
             umask: user.umask().unwrap_or(0o022),
             limits,
             personality: None,

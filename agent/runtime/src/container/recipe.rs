@@ -152,13 +152,13 @@ pub(crate) struct Plan {
     pub(crate) interfaces: Vec<Interface>,
     /// A user namespace is among `joins`: ids must be set to be anybody.
     pub(crate) joins_user: bool,
+    /// The caller is in the container's user namespace, under whatever id.
+    pub(crate) inside_user: bool,
     /// Of the user namespace that the container's process is made in: the parent writes them while it waits.
     pub(crate) ids: Option<IdMaps>,
     /// `CLONE_NEW*` of what it leaves once its ids are mapped: made at once with the user namespace, message queues and
     /// interfaces would belong to nobody.
     pub(crate) unshare: i32,
-    /// The caller is in the container's user namespace, under whatever id.
-    pub(crate) inside_user: bool,
     /// `CLONE_NEW*` of the container's process.
     pub(crate) clone_flags: u64,
     /// A time namespace to make, with what /proc/PID/timens_offsets takes.

@@ -10,7 +10,7 @@ use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, mount_of, start_time};
 use super::super::{Globals, Log, OciError, filters, refused, rootless};
 use super::console::{self, Console};
-use super::{END_WAIT, end, json, open, passed_fds, protect, protect_from, stdio, step, write_pid};
+use super::{END_WAIT, end, json, open, passed_fds, protect_from, stdio, step, write_pid};
 use crate::capability;
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
@@ -143,7 +143,8 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     })?;
     let path = bundle.join(arguments.value("config").unwrap_or("config.json"));
     let text = json::text(&path)?;
-    if !globals.rootless {
+    if nix::unistd::geteuid().is_root() {
+        // Who is not has a user namespace, or is refused below.
         protect_from(&text)?;
     }
     let config: Spec = json::parse(&text, &path, &globals.log)?;
@@ -151,7 +152,6 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     warn_of_capabilities(&config, &globals.log);
     if globals.rootless {
         rootless::check(&config)?;
-        protect(&config)?;
     }
     let waits = wait || !Point::StartContainer.of(&config).is_empty();
     let terminal = config
