@@ -195,7 +195,7 @@ fn engines_read_back_the_fields_and_words_that_they_look_for() {
     // go-runc's Container, and what runc prints beside it.
     let running = state();
     let path = bundle.path().canonicalize().unwrap();
-    assert_eq!(running["ociVersion"], "1.2.0");
+    assert_eq!(running["ociVersion"], "1.2.1");
     assert_eq!(running["id"], "c");
     assert!(running["pid"].as_u64().unwrap() > 1);
     assert_eq!(running["bundle"], json!(path));
@@ -251,7 +251,7 @@ fn engines_read_back_the_fields_and_words_that_they_look_for() {
     assert_eq!(lines.len(), 3, "{version}");
     assert!(lines[0].starts_with("bulkhead-runtime version "), "{version}");
     assert!(
-        lines[1].starts_with("commit: ") && lines[2] == "spec: 1.2.0",
+        lines[1].starts_with("commit: ") && lines[2] == "spec: 1.2.1",
         "{version}"
     );
 }

@@ -6,6 +6,7 @@ mod bundle;
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
@@ -151,7 +152,7 @@ fn a_terminal_comes_over_the_console_socket_or_to_the_caller() {
     let mut size = [0; 7];
     master.read_exact(&mut size).unwrap();
     assert_eq!(&size, b"11 22\r\n");
-    // In the foreground without a socket we carry the bytes ourselves.
+    // In the foreground without a socket we carry the bytes ourselves; lines end as the caller's own terminal ends them.
     let output = bundle.call(&[
         "exec",
         "--tty",
@@ -162,9 +163,42 @@ fn a_terminal_comes_over_the_console_socket_or_to_the_caller() {
     ]);
     assert_eq!(
         (output.status.code(), output.stdout.as_slice()),
-        (Some(4), &b"terminal\r\n"[..]),
+        (Some(4), &b"terminal\n"[..]),
         "{output:?}"
     );
+}
+
+#[test]
+fn who_asks_is_sent_the_processs_descriptor() {
+    let bundle = Bundle::new("pidfd", "exec sleep 1000");
+    let path = bundle.path().join("pidfd");
+    let listener = UnixListener::bind(&path).unwrap();
+    let path = path.to_str().unwrap();
+    let sent = || {
+        let (socket, _) = listener.accept().unwrap();
+        let (_, mut fds) = sys::socket::recv_fds(socket.as_fd(), &mut [0; 64]).unwrap();
+        let pidfd = fds.pop().unwrap();
+        let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+        let pid = told.lines().find_map(|line| line.strip_prefix("Pid:"));
+        pid.unwrap().trim().to_owned()
+    };
+    bundle.create(&["run", "--detach", "--pidfd-socket", path, "c"]);
+    let state: serde_json::Value = serde_json::from_str(&bundle.succeed(&["state", "c"])).unwrap();
+    assert_eq!(sent(), state["pid"].to_string());
+    let file = bundle.path().join("pid");
+    let exec = [
+        "exec",
+        "--detach",
+        "--pid-file",
+        file.to_str().unwrap(),
+        "--pidfd-socket",
+        path,
+        "c",
+    ];
+    bundle.create(&[&exec[..], &["sleep", "1000"]].concat());
+    assert_eq!(sent(), fs::read_to_string(file).unwrap());
+    let nobody = bundle.fail(&["exec", "--pidfd-socket", "/nowhere", "c", "true"]);
+    assert!(nobody.contains("/nowhere"), "{nobody}");
 }
 
 /// Between create and start the first process is still the runtime (CVE-2016-9962, CVE-2019-5736, CVE-2024-21626).

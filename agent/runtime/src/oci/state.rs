@@ -321,7 +321,12 @@ impl Record {
             let metadata = fs::metadata(format!("/proc/{pid}/ns/pid"));
             metadata.map(|metadata| metadata.ino())
         };
-        let first = namespace(&self.pid.to_string()).map_err(fail("look at", Path::new("/proc")))?;
+        let first = match namespace(&self.pid.to_string()) {
+            Ok(first) => first,
+            // Nobody may look into it while it is still the runtime, just started; and it is alone so far.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(vec![self.pid]),
+            Err(error) => return Err(fail("look at", Path::new("/proc"))(error)),
+        };
         if namespace("self").is_ok_and(|ours| ours == first) {
             return Ok(vec![self.pid]);
         }

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use super::arguments::Arguments;
 use super::state::{Directory, Record, Status};
 use super::{Globals, OciError, SPEC_VERSION, refused};
-use crate::container::Stdio;
+use crate::container::{Running, Stdio};
 use console::Console;
 
 /// How long a killed container may take to be gone.
@@ -33,7 +33,7 @@ const SIGKILL: i32 = nix::libc::SIGKILL;
 const USAGE: &str = "\
 usage: bulkhead-runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--rootless true|false|auto] [--debug] \
 COMMAND [FLAGS] ...
-  create run [--bundle DIR] [--config FILE] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
+  create run [--bundle DIR] [--config FILE] [--pid-file FILE] [--console-socket SOCKET] [--pidfd-socket SOCKET] [--preserve-fds N] ID
   start state pause resume ID
   kill [--all] ID [SIGNAL]
   delete [--force] ID
@@ -201,6 +201,21 @@ pub(super) fn fill_passed(arguments: &Arguments) -> Result<Vec<OwnedFd>, OciErro
 
 /// A process's limit is rarely higher, and what is not open among them is an error anyway.
 const PASSED_MAX: u32 = 1 << 16;
+
+/// For who wants to watch the process by more than its number: the pid file, and the descriptor over `--pidfd-socket`.
+fn tell_pid(arguments: &Arguments, running: &Running) -> Result<(), OciError> {
+    write_pid(arguments, running.pid)?;
+    let Some(path) = arguments.value("pidfd-socket") else {
+        return Ok(());
+    };
+    UnixStream::connect(path)
+        .and_then(|socket| sys::socket::send_fds(socket.as_fd(), b"pidfd", &[running.pidfd.as_fd()]))
+        .map_err(|source| OciError::File {
+            action: "send the process's descriptor to",
+            path: PathBuf::from(path),
+            source,
+        })
+}
 
 fn write_pid(arguments: &Arguments, pid: i32) -> Result<(), OciError> {
     let Some(path) = arguments.value("pid-file").map(PathBuf::from) else {

@@ -10,7 +10,7 @@ use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, mount_of, start_time};
 use super::super::{Globals, Log, OciError, filters, refused, rootless};
 use super::console::{self, Console};
-use super::{END_WAIT, end, json, open, passed_fds, protect_from, stdio, step, write_pid};
+use super::{END_WAIT, end, json, open, passed_fds, protect_from, stdio, step, tell_pid};
 use crate::capability;
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
@@ -354,7 +354,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         record.pid = running.pid;
         record.start_time = start_time(running.pid).map_err(step("look at the container's process"))?;
         directory.write(&record)?;
-        write_pid(arguments, running.pid)
+        tell_pid(arguments, &running)
     })();
     match kept {
         Ok(()) => Ok((record, running)),

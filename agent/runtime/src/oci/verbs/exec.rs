@@ -8,7 +8,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
 use super::super::arguments::Arguments;
 use super::super::state::{Record, Status};
 use super::super::{Globals, Log, OciError, filters, refused};
-use super::{console, json, open, passed_fds, protect, stdio, step, write_pid};
+use super::{SIGKILL, console, json, open, passed_fds, protect, stdio, step, tell_pid};
 use crate::capability;
 use crate::cgroup::Cgroup;
 use crate::container::{self, Options};
@@ -189,7 +189,12 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
     };
     let cgroup = cgroup(arguments, &record)?;
     let running = exec::exec(target, &process, seccomp, &cgroup, stdio, &options)?;
-    write_pid(arguments, running.pid)?;
+    if let Err(error) = tell_pid(arguments, &running) {
+        // Nobody would know of it.
+        sys::process::pidfd_send_signal(running.pidfd.as_fd(), SIGKILL).map_err(step("end the process"))?;
+        sys::process::wait(running.pidfd.as_fd()).map_err(step("end the process"))?;
+        return Err(error);
+    }
     let Some(signals) = signals else {
         return Ok(0);
     };
