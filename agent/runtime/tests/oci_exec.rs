@@ -146,7 +146,7 @@ fn a_terminal_comes_over_the_console_socket_or_to_the_caller() {
     bundle.create(&["create", "--console-socket", path.to_str().unwrap(), "c"]);
     let (socket, _) = listener.accept().unwrap();
     let mut name = [0; 64];
-    let (_, mut fds) = sys::socket::recv_fds(std::os::fd::AsFd::as_fd(&socket), &mut name).unwrap();
+    let (_, mut fds) = sys::socket::recv_fds(socket.as_fd(), &mut name).unwrap();
     let mut master = fs::File::from(fds.pop().unwrap());
     bundle.succeed(&["start", "c"]);
     let mut size = [0; 7];
@@ -183,7 +183,7 @@ fn who_asks_is_sent_the_processs_descriptor() {
         pid.unwrap().trim().to_owned()
     };
     bundle.create(&["run", "--detach", "--pidfd-socket", path, "c"]);
-    let state: serde_json::Value = serde_json::from_str(&bundle.succeed(&["state", "c"])).unwrap();
+    let state: Value = serde_json::from_str(&bundle.succeed(&["state", "c"])).unwrap();
     assert_eq!(sent(), state["pid"].to_string());
     let file = bundle.path().join("pid");
     let exec = [
