@@ -46,7 +46,8 @@ pub fn exec(
         let root = fs::File::open(path).map_err(host("open the container's root"))?;
         Some(container::home(root.as_fd(), process.user().uid())?)
     };
-    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, user, home)?;
+    let cgroup = cgroup.place_beside(target.pid)?;
+    let mut plan = container::plan_process(process, seccomp, &cgroup, stdio, options, user, home)?;
     plan.joins_user = user;
     (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;
     let pidfd = target

@@ -23,3 +23,7 @@ pub mod oci;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;
+
+#[cfg(test)]
+#[path = "../tests/skip/mod.rs"]
+mod skip;

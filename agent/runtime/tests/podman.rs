@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod skip;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -18,7 +20,7 @@ struct Podman {
 }
 
 impl Podman {
-    /// None, and the reason on standard error, where podman is not installed.
+    /// None, and a skip, where podman is not installed.
     fn new(test: &str) -> Option<Podman> {
         for program in ["podman", "conmon"] {
             let found = Command::new(program)
@@ -27,7 +29,7 @@ impl Podman {
                 .stderr(Stdio::null())
                 .status();
             if found.is_err() {
-                eprintln!("skipped: {test}: {program} is not installed");
+                skip::skip(test, &format!("{program} is not installed"));
                 return None;
             }
         }
@@ -213,10 +215,11 @@ fn podman_runs_its_containers_with_our_runtime() {
     );
     let volume = podman.path("volume");
     fs::create_dir(&volume).unwrap();
-    let bind = format!("{}:/v", volume.display());
+    // `z`: where SELinux is on the volume gets a label that containers may write to.
+    let bind = format!("{}:/v:z", volume.display());
     podman.says(&["-v", &bind], &["sh", "-c", "echo written > /v/file"], "");
     assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "written\n");
-    let (code, _) = podman.run(&["--rm", "-v", &format!("{bind}:ro")], &["touch", "/v/file"]);
+    let (code, _) = podman.run(&["--rm", "-v", &format!("{bind},ro")], &["touch", "/v/file"]);
     assert_ne!(code, 0);
     podman.says(
         &["--tmpfs", "/t:size=64k"],
