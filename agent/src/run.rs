@@ -6,10 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -217,6 +214,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         () = garbage::run(node, pods) => {}
         () = metrics::serve(metrics_listener, shown) => {}
         () = give_back() => {}
+        never = rpc::service::watchdog(untold) => match never {},
     }
     notify("STOPPING=1");
     tracing::info!("stopping; pods go on");
@@ -272,22 +270,11 @@ fn own_address(endpoints: &[String]) -> Option<Ipv4Addr> {
     })
 }
 
-/// Tells the service manager, if there is one (sd_notify(3)).
+/// Tells the service manager, if there is one.
 fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = || -> io::Result<()> {
-        let bytes = path.as_bytes();
-        let address = match bytes.strip_prefix(b"@") {
-            Some(name) => UnixAddress::from_abstract_name(name)?,
-            None => UnixAddress::from_pathname(&path)?,
-        };
-        UnixDatagram::unbound()?
-            .send_to_addr(state.as_bytes(), &address)
-            .map(drop)
-    };
-    if let Err(cause) = sent() {
-        tracing::warn!(error = %cause, "failed to tell the service manager");
-    }
+    rpc::service::notify(state).unwrap_or_else(untold);
+}
+
+fn untold(cause: io::Error) {
+    tracing::warn!(error = %cause, "failed to tell the service manager");
 }

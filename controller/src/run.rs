@@ -3,9 +3,6 @@
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,6 +181,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let ended = tokio::select! {
         biased;
         () = stop => None,
+        never = rpc::service::watchdog(untold) => match never {},
         cause = node.ended() => Some(RunError::Ended(cause)),
         part = loops.join_next() => Some(RunError::Part(match part {
             Some(Err(cause)) => cause.to_string(),
@@ -364,22 +362,11 @@ fn caught_up(node: &Node) -> bool {
     leader.is_some() && progress.applied_index + PROMOTE_LAG_MAX >= progress.last_log_index
 }
 
-/// Tells the service manager, if there is one (sd_notify(3)).
+/// Tells the service manager, if there is one.
 fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = || -> io::Result<()> {
-        let bytes = path.as_bytes();
-        let address = match bytes.strip_prefix(b"@") {
-            Some(name) => UnixAddress::from_abstract_name(name)?,
-            None => UnixAddress::from_pathname(&path)?,
-        };
-        UnixDatagram::unbound()?
-            .send_to_addr(state.as_bytes(), &address)
-            .map(drop)
-    };
-    if let Err(cause) = sent() {
-        tracing::warn!(error = %cause, "failed to tell the service manager");
-    }
+    rpc::service::notify(state).unwrap_or_else(untold);
+}
+
+fn untold(cause: io::Error) {
+    tracing::warn!(error = %cause, "failed to tell the service manager");
 }

@@ -80,7 +80,7 @@ impl CgroupError {
     }
 }
 
-/// The controllers that pods use; a machine's others are left as they are.
+/// The controllers that pods use; a machine's others are enabled for the groups that ask for a limit of theirs.
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
 /// How a process gets into a group: v1's `tasks` files, to which the child writes itself, and v2's directory for clone3.
@@ -195,7 +195,7 @@ impl Cgroup {
             let mut directory = mount.to_owned();
             for part in self.path.components() {
                 if self.layout.is_v2() {
-                    enable_controllers(&directory)?;
+                    enable_controllers(&directory, &CONTROLLERS)?;
                 }
                 let parent = directory.clone();
                 directory.push(part);
@@ -215,6 +215,19 @@ impl Cgroup {
                     inherit_cpuset(&parent, &directory)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Has a controller that few ask for, where v2 has it, down to this group. v1's need nothing.
+    fn enable(&self, controller: &str) -> Result<(), CgroupError> {
+        let Layout::V2 { mount } = &self.layout else {
+            return Ok(());
+        };
+        let mut directory = mount.clone();
+        for part in self.path.components() {
+            enable_controllers(&directory, &[controller])?;
+            directory.push(part);
         }
         Ok(())
     }
@@ -240,6 +253,25 @@ impl Cgroup {
             }
         }
         Ok(Entry { tasks, unified })
+    }
+
+    /// Where a further process of the group must go. v2 lets none into a group that has divided its controllers among
+    /// groups below (cgroup-v2.rst, No Internal Process Constraint), as an init system in a container does: then to where
+    /// `member`, its first process, is.
+    pub fn place_beside(&self, member: i32) -> Result<Cgroup, CgroupError> {
+        let Layout::V2 { mount } = &self.layout else {
+            return Ok(self.clone());
+        };
+        let control = mount.join(&self.path).join("cgroup.subtree_control");
+        if read_if_there(&control)?.unwrap_or_default().trim().is_empty() {
+            return Ok(self.clone());
+        }
+        let text = read_if_there(Path::new(&format!("/proc/{member}/cgroup")))?.unwrap_or_default();
+        let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+        match own.map(Path::new).filter(|own| own.starts_with(self.path())) {
+            Some(own) => Self::open(&self.layout, own),
+            None => Ok(self.clone()), // it has gone, or is elsewhere: the kernel's refusal tells that best
+        }
     }
 
     /// How many processes the kernel has killed here for want of memory.
@@ -287,11 +319,11 @@ fn number(fd: BorrowedFd<'_>) -> i32 {
 
 const O_DIRECTORY: i32 = nix::fcntl::OFlag::O_DIRECTORY.bits();
 
-/// Enables our controllers for the children of a v2 group, as far as the group has them.
-fn enable_controllers(directory: &Path) -> Result<(), CgroupError> {
+/// Enables controllers for the children of a v2 group, as far as the group has them.
+fn enable_controllers(directory: &Path, controllers: &[&str]) -> Result<(), CgroupError> {
     let have = read(&directory.join("cgroup.controllers"))?;
     let on = read(&directory.join("cgroup.subtree_control"))?;
-    let missing: Vec<String> = CONTROLLERS
+    let missing: Vec<String> = controllers
         .iter()
         .filter(|name| have.split_whitespace().any(|word| word == **name))
         .filter(|name| !on.split_whitespace().any(|word| word == **name))

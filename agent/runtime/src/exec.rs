@@ -53,7 +53,8 @@ pub fn exec(
         Some(container::home(root.as_fd(), process.user().uid())?)
     };
     let within = Within::of(&target.pid.to_string(), user).map_err(host("look at the container's users"))?;
-    let mut plan = container::plan_process(process, seccomp, cgroup, stdio, options, within, home)?;
+    let cgroup = cgroup.place_beside(target.pid)?;
+    let mut plan = container::plan_process(process, seccomp, &cgroup, stdio, options, within, home)?;
     plan.joins_user = user;
     plan.process.personality = options.personality;
     (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;

@@ -8,7 +8,7 @@ mod compare;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,8 @@ pub struct Observed {
     pub bounding: u64,
     /// The security module's label; none where there is no module.
     pub label: Option<String>,
+    /// The specification's SELinux label in the kernel's spelling; none where the kernel does not know it.
+    pub label_specified: Option<String>,
     /// Paths in the hierarchies that the process is in, in the kernel's order.
     pub cgroups: BTreeSet<String>,
     /// Where its group is expected.
@@ -152,6 +154,12 @@ pub fn observe(pid: i32, cgroup: &Cgroup, spec: &ContainerSpec) -> Result<Observ
         permitted: mask("CapPrm"),
         bounding: mask("CapBnd"),
         label,
+        label_specified: spec
+            .config
+            .process()
+            .as_ref()
+            .and_then(|process| process.selinux_label().as_deref())
+            .and_then(spelled),
         cgroups: read("cgroup")?
             .lines()
             .filter_map(|line| line.splitn(3, ':').nth(2).map(str::to_owned))
@@ -163,6 +171,23 @@ pub fn observe(pid: i32, cgroup: &Cgroup, spec: &ContainerSpec) -> Result<Observ
         absent: absent(pid, spec)?,
     })
 }
+
+/// A label as the kernel spells it: of `s0:c3,c2,c1` it makes `s0:c1.c3`. None where it has no such label, or no SELinux.
+fn spelled(label: &str) -> Option<String> {
+    // Answers in the same open file (Linux, security/selinux/selinuxfs.c, selinux_transaction_write).
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/sys/fs/selinux/context")
+        .ok()?;
+    file.write_all(label.as_bytes()).ok()?;
+    let mut answer = String::new();
+    file.take(LABEL_BYTES_MAX).read_to_string(&mut answer).ok()?;
+    Some(answer.trim_end_matches('\0').to_owned())
+}
+
+/// The kernel answers with at most a page.
+const LABEL_BYTES_MAX: u64 = 4096;
 
 fn gone_or(pid: i32, path: PathBuf, source: io::Error) -> InspectError {
     const ESRCH: i32 = nix::libc::ESRCH;

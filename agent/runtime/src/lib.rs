@@ -24,3 +24,7 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod spec;
 pub mod systemd;
+
+#[cfg(test)]
+#[path = "../tests/skip/mod.rs"]
+mod skip;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod skip;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,6 +11,7 @@ use std::os::unix::net::UnixListener;
 
 use bundle::Bundle;
 use serde_json::{Value, json};
+use skip::skip;
 
 #[test]
 fn names_scheduling_and_personality_are_what_was_asked() {
@@ -49,7 +51,10 @@ fn names_scheduling_and_personality_are_what_was_asked() {
 fn memory_policy_holds_where_the_kernel_has_nodes() {
     let bundle = Bundle::new("mempolicy", "head -1 /proc/self/numa_maps | cut -d' ' -f2");
     if !fs::exists("/proc/self/numa_maps").unwrap() {
-        eprintln!("skipped: memory_policy_holds_where_the_kernel_has_nodes: the kernel has no NUMA");
+        skip(
+            "memory_policy_holds_where_the_kernel_has_nodes",
+            "the kernel has no NUMA",
+        );
         return;
     }
     bundle.change(|config| {
@@ -175,6 +180,10 @@ fn devices_are_made_where_told_and_rules_decide() {
 #[test]
 fn limits_that_the_machine_lacks_are_refused_by_name() {
     let bundle = Bundle::new("lacks", "true");
+    let unified = match runtime::cgroup::Layout::detect().unwrap().is_v2() {
+        true => (json!({ "unified": { "no.such": "1000" } }), "no.such"),
+        false => (json!({ "unified": { "memory.high": "1000" } }), "unified"),
+    };
     for (resources, word) in [
         (json!({ "rdma": { "mlx5_1": { "hcaHandles": 3 } } }), "rdma"),
         (json!({ "network": { "classID": 1_048_577 } }), "net_cls"),
@@ -182,7 +191,7 @@ fn limits_that_the_machine_lacks_are_refused_by_name() {
             json!({ "network": { "priorities": [{ "name": "lo", "priority": 3 }] } }),
             "net_prio",
         ),
-        (json!({ "unified": { "memory.high": "1000" } }), "unified"),
+        unified,
         (json!({ "unified": { "../x": "1000" } }), "unified"),
         (
             json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 1 }] }),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod skip;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -175,7 +176,10 @@ fn network_devices_are_moved_with_their_addresses() {
             .unwrap()
     };
     if !run(set_up).status.success() {
-        eprintln!("skipped: network_devices_are_moved_with_their_addresses: no veth interfaces, or no ip");
+        skip::skip(
+            "network_devices_are_moved_with_their_addresses",
+            "no veth interfaces, or no ip",
+        );
         return;
     }
     bundle.change(|config| config["linux"]["netDevices"] = json!({ "outside": { "name": "inside" } }));

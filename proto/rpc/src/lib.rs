@@ -1,6 +1,8 @@
 //! The services that clients, agents and members call, generated from `../schema/{api,agent,raft,peer}.proto` for tonic, and
-//! what every caller needs before its first call: a TLS channel and the text form of join tokens.
+//! what every caller needs before its first call: a TLS channel and the text form of join tokens; and the words to the
+//! service manager.
 
+pub mod service;
 pub mod tls;
 pub mod token;
 

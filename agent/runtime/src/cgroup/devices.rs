@@ -183,7 +183,10 @@ mod tests {
         match sys::bpf::load_device_program(&program) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => {
-                eprintln!("skipped: no right to load eBPF programs here");
+                crate::skip::skip(
+                    "last_rule_that_fits_decides",
+                    "no right to load eBPF programs here",
+                );
             }
             Err(error) => panic!("{error}"),
         }

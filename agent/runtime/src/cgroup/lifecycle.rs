@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::libc::{EBUSY, ENOTEMPTY, ESRCH, SIGKILL};
+use nix::libc::{EBUSY, ENOTEMPTY, EOPNOTSUPP, ESRCH, SIGKILL};
 
 use super::{Cgroup, CgroupError, read, read_if_there, write, write_if_there};
 
@@ -27,14 +27,7 @@ impl Cgroup {
         let mut pids = BTreeSet::new();
         for directory in self.directories() {
             for group in below(&directory)? {
-                let Some(text) = read_if_there(&group.join("cgroup.procs"))? else {
-                    continue;
-                };
-                pids.extend(
-                    text.lines()
-                        .take(LISTED_MAX)
-                        .filter_map(|line| line.parse::<i32>().ok()),
-                );
+                pids.extend(members(&group)?);
             }
         }
         Ok(pids.into_iter().collect())
@@ -232,12 +225,7 @@ fn remove_free(group: &Path) -> Result<bool, CgroupError> {
 
 /// Waits until a member of a group has ended, or a moment when none can be named.
 fn wait_for_members(group: &Path, patience: Duration) -> Result<(), CgroupError> {
-    let text = read_if_there(&group.join("cgroup.procs"))?.unwrap_or_default();
-    let first = text
-        .lines()
-        .find_map(|line| line.parse::<i32>().ok())
-        .filter(|pid| *pid > 0);
-    let Some(pid) = first else {
+    let Some(pid) = members(group)?.into_iter().find(|pid| *pid > 0) else {
         // The last thread is past its exit but not out of the group: the kernel does not say when.
         std::thread::sleep(POLL_INTERVAL);
         return Ok(());
@@ -253,6 +241,18 @@ fn wait_for_members(group: &Path, patience: Duration) -> Result<(), CgroupError>
             }),
         Err(_) => Ok(()), // It has gone since.
     }
+}
+
+/// The processes of one group. A group of threads refuses to list them (EOPNOTSUPP); the domain above it has them all
+/// (cgroup-v2.rst, Threads).
+fn members(group: &Path) -> Result<Vec<i32>, CgroupError> {
+    let text = match read_if_there(&group.join("cgroup.procs")) {
+        Err(CgroupError::File { source, .. }) if source.raw_os_error() == Some(EOPNOTSUPP) => None,
+        text => text?,
+    };
+    let text = text.unwrap_or_default();
+    let pids = text.lines().filter_map(|line| line.parse().ok());
+    Ok(pids.take(LISTED_MAX).collect())
 }
 
 /// The directory and every group below it, parents first.

@@ -20,6 +20,11 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9_999) / 262_142
 }
 
+/// v2's weight (1..10000) for v1's of block I/O (10..1000), as runc and crun convert.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990
+}
+
 /// How the kernel's v2 files write "no limit".
 fn or_max(value: i64) -> String {
     if value < 0 {
@@ -69,6 +74,9 @@ impl Cgroup {
                 return Err(CgroupError::Unsupported {
                     what: format!("unified {name}"),
                 });
+            }
+            if let Some((controller, _)) = name.split_once('.') {
+                self.enable(controller)?;
             }
             write(&directory.join(name), value)?;
         }
@@ -235,14 +243,22 @@ impl Cgroup {
 
     fn set_block_io(&self, block: &LinuxBlockIo) -> Result<(), CgroupError> {
         if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-            let names: &[&str] = if self.layout.is_v2() {
-                &["io.weight", "io.bfq.weight"]
+            // BFQ's own weights are there only where BFQ is loaded, and it takes v1's figures under v2 too.
+            let files = if self.layout.is_v2() {
+                [
+                    ("io", "io.bfq.weight", weight.into()),
+                    ("io", "io.weight", io_weight(weight)),
+                ]
             } else {
-                &["blkio.weight", "blkio.bfq.weight"]
+                [
+                    ("blkio", "blkio.bfq.weight", weight.into()),
+                    ("blkio", "blkio.weight", weight.into()),
+                ]
             };
-            let controller = if self.layout.is_v2() { "io" } else { "blkio" };
-            let file = names.iter().find_map(|name| self.file(controller, name).ok());
-            let file = file.ok_or_else(|| CgroupError::Unsupported {
+            let found = files
+                .into_iter()
+                .find_map(|(controller, name, weight)| Some((self.file(controller, name).ok()?, weight)));
+            let (file, weight) = found.ok_or_else(|| CgroupError::Unsupported {
                 what: "block I/O weight".into(),
             })?;
             write(&file, &weight.to_string())?;
@@ -347,5 +363,14 @@ mod tests {
         assert_eq!(weight_of_shares(262_144), 10_000);
         assert_eq!(weight_of_shares(0), 1);
         assert_eq!(weight_of_shares(u64::MAX), 10_000);
+    }
+
+    #[test]
+    fn block_weights_span_the_weights() {
+        assert_eq!(io_weight(10), 1);
+        assert_eq!(io_weight(100), 910);
+        assert_eq!(io_weight(1000), 10_000);
+        assert_eq!(io_weight(u16::MAX), 10_000);
+        assert_eq!(io_weight(1), 1);
     }
 }

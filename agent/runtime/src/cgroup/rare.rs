@@ -16,6 +16,7 @@ impl Cgroup {
             } else {
                 "limit_in_bytes"
             };
+            self.enable("hugetlb")?;
             let limit = page.limit().to_string();
             write(&self.file("hugetlb", &format!("{name}.{suffix}"))?, &limit)?;
             // What is reserved is not yet used, and would end the process at the first touch; kernels before 5.7 have no
@@ -40,6 +41,7 @@ impl Cgroup {
                 max(limit.hca_handles()),
                 max(limit.hca_objects())
             );
+            self.enable("rdma")?;
             write(&self.file("rdma", "rdma.max")?, &line)?;
         }
         Ok(())

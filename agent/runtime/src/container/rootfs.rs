@@ -111,12 +111,7 @@ pub(crate) fn overlay(
     let attributes = 0;
     match by_descriptors(&layers, upper, work, label, attributes) {
         Ok(tree) => Ok(tree),
-        // Before 6.5 and 6.13 overlayfs took neither `lowerdir+` nor descriptors.
-        Err(StartError::Host { source, .. })
-            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) =>
-        {
-            by_paths(&layers, upper, work, label)
-        }
+        Err(error) if older_kernel(&error) => by_paths(&layers, upper, work, label),
         Err(error) => Err(error),
     }
     // `layers` close here: before, the kernel would have dissolved the trees that the overlay is to be made of.
@@ -128,6 +123,14 @@ fn shifted(lower: &Path, range: Option<IdRange>) -> Result<bool, StartError> {
         .map_err(failed("open the layer", lower))?
         .uid();
     Ok(range.is_some_and(|range| owner == range.start))
+}
+
+/// Whether it is what overlayfs said before 6.5 and 6.13, when it took neither `lowerdir+` nor descriptors.
+fn older_kernel(error: &StartError) -> bool {
+    let StartError::Host { source, .. } = error else {
+        return false;
+    };
+    matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
 }
 
 fn by_descriptors(
@@ -298,8 +301,15 @@ mod tests {
             let tree = match way {
                 "descriptors" => by_descriptors(&layers, &upper, &work, None, 0),
                 _ => by_paths(&layers, &upper, &work, None),
+            };
+            if tree.as_ref().is_err_and(older_kernel) && way == "descriptors" {
+                crate::skip::skip(
+                    "both_ways_of_making_an_overlay_show_the_layers",
+                    "one of them: the kernel takes no descriptors for layers",
+                );
+                continue;
             }
-            .unwrap();
+            let tree = tree.unwrap();
             for (name, content) in [(c"a", "top"), (c"b", "bottom")] {
                 let file = path::open(tree.as_fd(), name, libc::O_RDONLY, 0, Resolve::NoLinks).unwrap();
                 assert_eq!(

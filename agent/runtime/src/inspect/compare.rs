@@ -198,7 +198,7 @@ fn privileges(spec: &ContainerSpec, observed: &Observed, rows: &mut Vec<Row>) {
         "selinux",
         label.unwrap_or("none"),
         seen.unwrap_or("none"),
-        label.is_none() || label == seen,
+        label.is_none() || label == seen || (seen.is_some() && observed.label_specified.as_deref() == seen),
     ));
 }
 
@@ -223,7 +223,9 @@ fn pages(value: Option<u64>) -> Option<u64> {
 fn limits(resources: &LinuxResources, observed: &Observed, rows: &mut Vec<Row>) {
     let seen = &observed.limits;
     let expected = observed.cgroup_expected.to_string_lossy().into_owned();
-    let inside = !observed.cgroups.is_empty() && observed.cgroups.iter().all(|path| *path == expected);
+    // Below the group all of its limits hold too: that is where an init system puts itself.
+    let within = |path: &String| Path::new(path).starts_with(&expected);
+    let inside = !observed.cgroups.is_empty() && observed.cgroups.iter().all(within);
     let paths: Vec<&str> = observed.cgroups.iter().map(String::as_str).collect();
     rows.push(row("cgroup", &*expected, paths.join(","), inside));
 

@@ -137,7 +137,7 @@ impl Bundle {
     }
 
     pub(crate) fn out(&self) -> String {
-        fs::read_to_string(self.path().join("out")).unwrap()
+        fs::read_to_string(self.path().join("out")).unwrap_or_default()
     }
 
     pub(crate) fn status(&self) -> String {
@@ -147,12 +147,18 @@ impl Bundle {
 
     #[track_caller]
     pub(crate) fn wait_status(&self, status: &str) {
+        self.wait_until(status, || self.status() == status);
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until(&self, what: &str, reached: impl Fn() -> bool) {
         let begin = Instant::now();
-        while self.status() != status {
+        while !reached() {
             assert!(
                 begin.elapsed() < Duration::from_secs(30),
-                "not {status} but {}",
-                self.status()
+                "{what}: not yet, the container is {}, its output {:?}",
+                self.status(),
+                self.out()
             );
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -5,7 +5,6 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +14,9 @@ use tempfile::TempDir;
 
 /// Time for what takes an engine a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[path = "../skip/mod.rs"]
+pub(crate) mod skip;
 
 pub(crate) const RUNTIME: &str = env!("CARGO_BIN_EXE_bulkhead-runtime");
 
@@ -39,12 +41,7 @@ pub(crate) fn installed(test: &str, programs: &[&str]) -> bool {
     let Some(missing) = programs.iter().find(|program| !here(program)) else {
         return true;
     };
-    let line = format!("skipped: {test}: {missing} is not installed");
-    eprintln!("{line}");
-    if let Some(list) = std::env::var_os("BULKHEAD_SKIPS") {
-        let file = fs::OpenOptions::new().create(true).append(true).open(list);
-        writeln!(file.unwrap(), "{line}").unwrap();
-    }
+    skip::skip(test, &format!("{missing} is not installed"));
     false
 }
 
