@@ -4,6 +4,7 @@
 
 mod bundle;
 mod common;
+mod program;
 mod skip;
 
 use std::fs;

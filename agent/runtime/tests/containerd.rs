@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod engine;
+mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use engine::{Daemon, GLUTTON, RUNTIME, SERVICE, mask, outcome, wait_for};
+use engine::{Daemon, GLUTTON, SERVICE, mask, outcome, runtime, wait_for};
 use runtime::cgroup::{Cgroup, Layout};
 use serde_json::{Value, json};
 
@@ -78,7 +79,7 @@ impl Containerd {
         let mut words = vec![
             "run",
             "--runc-binary",
-            RUNTIME,
+            runtime(),
             "--runc-root",
             state.to_str().unwrap(),
         ];
@@ -218,7 +219,7 @@ fn containerd_runs_its_containers_with_our_runtime() {
         "--rm",
         "--tty",
         "--runc-binary",
-        RUNTIME,
+        runtime(),
         "--runc-root",
         state.to_str().unwrap(),
     ];

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails
 
 mod bundle;
+mod program;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod engine;
+mod program;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Output;
 
-use engine::{Daemon, GLUTTON, RUNTIME, SERVICE, mask, outcome, wait_for};
+use engine::{Daemon, GLUTTON, SERVICE, mask, outcome, runtime, wait_for};
 use serde_json::{Value, json};
 
 /// Debian's client; another may stand before it in the path.
@@ -27,7 +28,7 @@ impl Docker {
         let archive = engine::archive(temp.path());
         let at = |name: &str| temp.path().join(name);
         let config = json!({
-            "runtimes": { "bulkhead": { "path": RUNTIME } },
+            "runtimes": { "bulkhead": { "path": runtime() } },
             "default-runtime": "bulkhead",
             "hosts": [format!("unix://{}", at("socket").display())],
             "data-root": at("data"),

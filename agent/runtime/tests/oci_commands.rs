@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 mod skip;
 
 use std::fs;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 
 use std::fs;
 use std::io::Read;
@@ -235,7 +236,7 @@ fn descriptors_are_passed_as_told_and_no_others() {
             "exec 3<{} 4<{}; {before} exec {} --root {} run {flags} c",
             file.display(),
             other.display(),
-            env!("CARGO_BIN_EXE_bulkhead-runtime"),
+            bundle::runtime(),
             state.display()
         );
         let output = Command::new("sh")

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 
 use std::fs;
 
@@ -239,7 +240,7 @@ fn a_hook_that_takes_too_long_is_ended_and_one_may_ask_for_the_state() {
     }
     bundle.change(|config| {
         let asks = json!({
-            "path": env!("CARGO_BIN_EXE_bulkhead-runtime"),
+            "path": bundle::runtime(),
             "args": ["bulkhead-runtime", "--root", format!("{directory}/state"), "state", "c"],
             "timeout": 60,
         });

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 mod skip;
 
 use std::fs;
@@ -165,7 +166,7 @@ fn volumes_are_idmapped_into_a_user_namespace() {
 fn network_devices_are_moved_with_their_addresses() {
     let bundle = Bundle::new("netdev", "ip -o addr show dev inside; ip -o link show dev inside");
     // In a network namespace of the test's own: the runtime's is where the device comes from.
-    let binary = env!("CARGO_BIN_EXE_bulkhead-runtime");
+    let binary = bundle::runtime();
     let set_up = "ip link add outside type veth peer name other && ip link set other up && ip link set outside mtu 1400 up && \
                   ip addr add 10.9.8.7/24 dev outside && ip addr add fd00::7/64 dev outside nodad";
     let run = |what: &str| {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod bundle;
+mod program;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -112,7 +113,7 @@ fn only_open_descriptors_are_passed_and_none_of_ours_among_them() {
     let script = format!(
         "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9<{}; exec {} --root {} run --preserve-fds 7 c",
         file.display(),
-        env!("CARGO_BIN_EXE_bulkhead-runtime"),
+        bundle::runtime(),
         bundle.path().join("state").display()
     );
     let output = Command::new("sh")
@@ -130,15 +131,14 @@ fn only_open_descriptors_are_passed_and_none_of_ours_among_them() {
 #[test]
 fn groups_of_the_caller_are_kept_when_an_annotation_asks() {
     let bundle = Bundle::new("groups", "id -G");
-    let script = "import os,sys; os.setgroups([7,8]); os.execv(sys.argv[1], sys.argv[1:])";
     let run = || {
-        let output = Command::new("python3")
-            .args(["-c", script, env!("CARGO_BIN_EXE_bulkhead-runtime"), "--root"])
+        let output = Command::new("setpriv")
+            .args(["--groups", "7,8", bundle::runtime(), "--root"])
             .arg(bundle.path().join("state"))
             .args(["run", "c"])
             .current_dir(bundle.path())
             .output()
-            .expect("python3 is installed");
+            .expect("setpriv is installed");
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(run(), "0\n");

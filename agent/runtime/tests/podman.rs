@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod engine;
+mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use engine::{RUNTIME, SERVICE, mask, outcome, wait_for};
+use engine::{SERVICE, mask, outcome, runtime, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -28,7 +29,8 @@ impl Podman {
         let podman = Podman { temp, cgroup };
         let containers = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nlock_type = \"file\"\n\
-             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{RUNTIME}\"]\n"
+             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{}\"]\n",
+            runtime()
         );
         fs::write(podman.path("containers.conf"), containers).unwrap();
         let storage = format!(

@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod engine;
+mod program;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
-use engine::{Daemon, RUNTIME, SERVICE, wait_for};
+use engine::{Daemon, SERVICE, runtime, wait_for};
 use serde_json::{Value, json};
 
 /// Nobody else's, in a test of its own.
@@ -85,7 +86,7 @@ impl User {
         let bundle = format!("--bundle={}", self.0.temp.path().display());
         let takes_one = words.iter().any(|word| ["create", "run", "spec"].contains(word));
         let bundle = takes_one.then_some(bundle.as_str());
-        self.call(RUNTIME, &[words, bundle.as_slice()].concat())
+        self.call(runtime(), &[words, bundle.as_slice()].concat())
     }
 
     #[track_caller]
@@ -268,7 +269,8 @@ fn podman_runs_without_root() {
     let at = |name: &str| user.path(name).display().to_string();
     let containers = format!(
         "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nlock_type = \"file\"\n\
-         runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{RUNTIME}\"]\n"
+         runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [\"{}\"]\n",
+        runtime()
     );
     fs::write(user.path("containers.conf"), containers).unwrap();
     let storage = format!(

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod common;
+mod program;
 mod skip;
 
 use std::fs;

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod engine;
+mod program;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -234,7 +235,7 @@ impl Machine {
 
     fn call(&self, words: &[&str]) -> Output {
         let out = fs::File::create(self.bundle.path().join("out")).unwrap();
-        let mut command = self.daemon.as_ref().unwrap().client(engine::RUNTIME);
+        let mut command = self.daemon.as_ref().unwrap().client(engine::runtime());
         command
             .arg("--systemd-cgroup")
             .arg("--root")

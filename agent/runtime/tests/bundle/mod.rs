@@ -12,6 +12,8 @@ use runtime::cgroup::{Cgroup, Layout};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub(crate) use crate::program::runtime;
+
 const APPLETS: &str = "sh sleep cat echo id ls head tail mkdir touch stat date hostname dnsdomainname grep env pwd \
     mount umount taskset chrt ionice nice true false stty readlink mknod test ip awk tr wc uname cut dd";
 
@@ -97,7 +99,7 @@ impl Bundle {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"));
+        let mut command = Command::new(runtime());
         command
             .arg("--root")
             .arg(self.path().join("state"))

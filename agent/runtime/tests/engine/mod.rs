@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[path = "../skip/mod.rs"]
 pub(crate) mod skip;
 
-pub(crate) const RUNTIME: &str = env!("CARGO_BIN_EXE_bulkhead-runtime");
+pub(crate) use crate::program::runtime;
 
 /// Goes on until it is told to end, and then ends with 5.
 pub(crate) const SERVICE: &str = "echo started; trap 'exit 5' TERM; while :; do sleep 0.1; done";

@@ -72,7 +72,7 @@ impl Pod {
             sysctls: Default::default(),
         };
         fs::write(directory.join("sandbox.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-runtime"))
+        let mut child = Command::new(crate::program::runtime())
             .arg("monitor")
             .arg("--dir")
             .arg(&directory)
