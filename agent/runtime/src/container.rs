@@ -66,6 +66,8 @@ pub enum Stdio {
         socket: OwnedFd,
         /// First size.
         size: Option<Size>,
+        /// Lines end with a bare newline.
+        bare_newlines: bool,
     },
 }
 

@@ -564,6 +564,7 @@ fn terminal_is_of_the_containers_own_devpts() {
             columns: 101,
             rows: 37,
         }),
+        bare_newlines: false,
     };
     let running = container::start(&spec, Some(&sandbox), &cgroup, stdio, &ground.options()).unwrap();
     let mut name = [0; 64];

@@ -174,7 +174,12 @@ pub(crate) fn plan_process(
             let above = |fd| above_stdio(fd).map_err(host("hold the standard streams"));
             StdioPlan::Fds([above(input)?, above(output)?, above(error)?])
         }
-        Stdio::Terminal { socket, size } => StdioPlan::Terminal {
+        Stdio::Terminal {
+            socket,
+            size,
+            bare_newlines,
+        } => StdioPlan::Terminal {
+            bare_newlines,
             socket: above_stdio(socket).map_err(host("hold the console socket"))?,
             size: size.or_else(|| {
                 let size = process.console_size()?;

@@ -93,6 +93,7 @@ pub(crate) enum StdioPlan {
     Terminal {
         socket: OwnedFd,
         size: Option<tty::Size>,
+        bare_newlines: bool,
     },
 }
 

@@ -16,7 +16,12 @@ pub(super) fn open_terminal(
     stdio: &StdioPlan,
     root: Option<BorrowedFd<'_>>,
 ) -> Result<Option<OwnedFd>, Failure> {
-    let StdioPlan::Terminal { socket, size } = stdio else {
+    let StdioPlan::Terminal {
+        socket,
+        size,
+        bare_newlines,
+    } = stdio
+    else {
         return Ok(None);
     };
     let inside;
@@ -34,6 +39,9 @@ pub(super) fn open_terminal(
     let (master, slave) = at(Step::Console, 1, tty::open_pair(from))?;
     if let Some(size) = size {
         at(Step::Console, 2, tty::set_size(master.as_fd(), *size))?;
+    }
+    if *bare_newlines {
+        at(Step::Console, 7, tty::set_bare_newlines(slave.as_fd()))?;
     }
     if let Some(root) = root {
         // By descriptors on both sides, and no link at the end (CVE-2025-52565).

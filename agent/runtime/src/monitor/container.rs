@@ -199,6 +199,7 @@ impl Owned {
             let stdio = Stdio::Terminal {
                 socket: theirs,
                 size: None,
+                bare_newlines: false,
             };
             let running = container::start(&spec, Some(sandbox), &cgroup, stdio, &options())?;
             match receive_master(&ours)

@@ -291,6 +291,7 @@ impl Server {
                     Stdio::Terminal {
                         socket: theirs,
                         size: None,
+                        bare_newlines: false,
                     },
                 )
                 .map_err(|error| refuse(&error))?;

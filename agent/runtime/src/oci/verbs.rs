@@ -140,7 +140,13 @@ fn stdio(terminal: bool, detach: bool, arguments: &Arguments) -> Result<(Stdio, 
         (true, None) => {
             let (console, socket) = Console::pair().map_err(step("make a socket pair"))?;
             let size = Console::size();
-            Ok((Stdio::Terminal { socket, size }, Some(console)))
+            // As with runc.
+            let stdio = Stdio::Terminal {
+                socket,
+                size,
+                bare_newlines: true,
+            };
+            Ok((stdio, Some(console)))
         }
         (true, Some(path)) => {
             let socket = UnixStream::connect(path).map_err(|source| OciError::File {
@@ -149,7 +155,13 @@ fn stdio(terminal: bool, detach: bool, arguments: &Arguments) -> Result<(Stdio, 
                 source,
             })?;
             let socket = OwnedFd::from(socket);
-            Ok((Stdio::Terminal { socket, size: None }, None))
+            // Whoever gets it sees to its settings.
+            let stdio = Stdio::Terminal {
+                socket,
+                size: None,
+                bare_newlines: false,
+            };
+            Ok((stdio, None))
         }
     }
 }

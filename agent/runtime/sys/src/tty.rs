@@ -55,6 +55,17 @@ pub fn size(terminal: BorrowedFd<'_>) -> io::Result<Size> {
     })
 }
 
+/// Ends its lines with a bare newline: whoever reads the output in a pipe gets what the program wrote.
+pub fn set_bare_newlines(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: termios is plain data, for which zero is valid.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the call writes a termios, for which there is room.
+    cvt_int(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut settings) })?;
+    settings.c_oflag &= !libc::ONLCR;
+    // SAFETY: the call reads a termios, which lives through it.
+    cvt_int(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings) }).map(drop)
+}
+
 /// Sets the size; the foreground programs get SIGWINCH.
 pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
     let raw = libc::winsize {

@@ -69,7 +69,7 @@ impl Raw {
         };
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
-        // Lines end with a bare newline, see `bare_newlines`: it is this terminal that returns the carriage.
+        // Lines end with a bare newline (`Stdio::Terminal`): it is this terminal that returns the carriage.
         raw.output_flags |= OutputFlags::OPOST;
         termios::tcsetattr(&input, SetArg::TCSADRAIN, &raw)?;
         Ok(Raw { before: Some(before) })
@@ -86,14 +86,6 @@ impl Drop for Raw {
     }
 }
 
-/// No carriage return before a newline, as with runc: whoever reads our output in a pipe gets what the program wrote.
-fn bare_newlines(master: &OwnedFd) -> io::Result<()> {
-    let mut settings = termios::tcgetattr(master)?;
-    settings.output_flags &= !OutputFlags::ONLCR;
-    termios::tcsetattr(master, SetArg::TCSANOW, &settings)?;
-    Ok(())
-}
-
 /// Stays with a process to its end: carries its terminal, if it has one of ours, and passes signals on.
 pub(super) fn attend(
     console: Option<Console>,
@@ -103,7 +95,6 @@ pub(super) fn attend(
     let master = console.map(Console::master).transpose()?;
     let _raw = master.as_ref().map(|_| Raw::enter()).transpose()?;
     if let Some(master) = &master {
-        bare_newlines(master)?;
         sys::fd::set_nonblocking(master.as_fd(), true)?;
     }
     let mut relay = Relay {
