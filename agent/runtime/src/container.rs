@@ -9,6 +9,7 @@ mod copyup;
 mod devices;
 mod explain;
 mod filesystem;
+mod idmap;
 mod interfaces;
 mod mounts;
 mod notify;

@@ -9,16 +9,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::libc;
-use oci_spec::runtime::{LinuxDevice, LinuxIdMapping, Mount};
+use oci_spec::runtime::{LinuxDevice, Mount};
 use sys::mount::{self, Change, FsContext};
 use sys::path::{self, Resolve};
 
+use super::idmap::idmap;
 use super::options::{self, MountOptions};
+use super::program::invalid;
 use super::recipe::{MountPlan, Target, What};
 use super::rootfs::c_path;
 use super::{StartError, copyup, devices, host};
 use crate::cgroup::{Cgroup, Layout};
-use crate::sandbox::{self, IdMaps};
 
 /// Most mounts of one container, layers of cgroups included: a table that every later clone copies.
 const MOUNTS_MAX: usize = 1024;
@@ -48,13 +49,6 @@ pub(super) struct Context<'a> {
     pub(super) host_network: bool,
     /// No IPC namespace of its own: its message queues are the host's.
     pub(super) host_ipc: bool,
-}
-
-fn invalid(field: impl Into<String>, reason: impl Into<String>) -> StartError {
-    StartError::Invalid {
-        field: field.into(),
-        reason: reason.into(),
-    }
 }
 
 /// A place in the container's root. `..` is resolved here: it can name nothing above the root anyway.
@@ -362,61 +356,6 @@ fn bind(
             unbindable,
             again: false,
         },
-    })
-}
-
-/// Maps the ids of a volume when the mount asks: by `idmap` or `ridmap`, with its own mappings or else the container's.
-fn idmap(
-    field: &str,
-    source: &Path,
-    tree: BorrowedFd<'_>,
-    mount: &Mount,
-    options: &MountOptions,
-    context: &Context<'_>,
-) -> Result<Option<OwnedFd>, StartError> {
-    let own = match (mount.uid_mappings(), mount.gid_mappings()) {
-        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
-            Some(sandbox::make_user_namespace(&id_maps(uids, gids)).map_err(StartError::Users)?)
-        }
-        (None, None) => None,
-        _ => return Err(invalid(field, "uidMappings and gidMappings must both be given")),
-    };
-    if own.is_none() && options.idmap.is_none() {
-        return Ok(None);
-    }
-    let users = own
-        .as_ref()
-        .map(AsFd::as_fd)
-        .or(context.users)
-        .ok_or_else(|| invalid(field, "idmap without mappings and without a user namespace"))?;
-    mount::idmap(tree, users, options.idmap == Some(true)).map_err(|error| StartError::Idmap {
-        path: source.to_owned(),
-        source: error,
-    })?;
-    Ok(own)
-}
-
-pub(super) fn id_maps(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> IdMaps {
-    let all = |list: &[LinuxIdMapping]| {
-        list.iter()
-            .map(|map| (map.container_id(), map.host_id(), map.size()))
-            .collect()
-    };
-    IdMaps {
-        uids: all(uids),
-        gids: all(gids),
-    }
-}
-
-/// Whether a mount is to have the ids of the container's own user namespace, which must then stand before it is made.
-pub(super) fn needs_users(mounts: &[Mount]) -> bool {
-    mounts.iter().any(|mount| {
-        let mapped = mount.uid_mappings().as_ref().is_some_and(|maps| !maps.is_empty());
-        let options = mount.options().iter().flatten();
-        !mapped
-            && options
-                .into_iter()
-                .any(|option| matches!(option.as_str(), "idmap" | "ridmap"))
     })
 }
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
-use super::mounts::{self, Context, id_maps};
+use super::idmap::{id_maps, needs_users};
+use super::mounts::{self, Context};
 use super::program::{Within, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
 use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
@@ -94,7 +95,7 @@ pub(super) fn plan(
     if !namespaces.joins.is_empty()
         || namespaces.made & CLONE_NEWTIME as u64 != 0
         || matches!(spec.rootfs, Rootfs::Overlay { .. })
-        || mounts::needs_users(listed)
+        || needs_users(listed)
     {
         namespaces.user.make()?;
     }
