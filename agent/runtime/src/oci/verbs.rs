@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use serde::Deserialize;
 
 use super::arguments::Arguments;
+use super::config::{CONFIG_BYTES_MAX, asks_for_users, parse};
 use super::state::{Directory, Record, Status};
 use super::{Globals, OciError, SPEC_VERSION, refused};
 use crate::container::Stdio;
@@ -27,8 +27,6 @@ use console::Console;
 
 /// How long a killed container may take to be gone.
 const END_WAIT: Duration = Duration::from_secs(10);
-/// Largest configuration: the largest seccomp profiles are some 100 KiB.
-const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// Room for one of an engine's, so that it is read at once.
 const CONFIG_ROOM: usize = 64 << 10;
 const SIGKILL: i32 = nix::libc::SIGKILL;
@@ -131,11 +129,11 @@ fn step(action: &'static str) -> impl FnOnce(io::Error) -> OciError {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, OciError> {
-    parse(read_text(path)?, path)
+    parse(&read_text(path)?, path)
 }
 
 fn read_json_from<T: serde::de::DeserializeOwned>(from: impl io::Read, path: &Path) -> Result<T, OciError> {
-    parse(read_text_from(from, path)?, path)
+    parse(&read_text_from(from, path)?, path)
 }
 
 fn read_text(path: &Path) -> Result<Vec<u8>, OciError> {
@@ -149,46 +147,14 @@ fn read_text(path: &Path) -> Result<Vec<u8>, OciError> {
 
 fn read_text_from(from: impl io::Read, path: &Path) -> Result<Vec<u8>, OciError> {
     let mut text = Vec::with_capacity(CONFIG_ROOM);
-    io::Read::read_to_end(&mut io::Read::take(from, CONFIG_BYTES_MAX + 1), &mut text).map_err(|source| {
-        OciError::File {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        }
-    })?;
-    if text.len() as u64 > CONFIG_BYTES_MAX {
-        return Err(refused(format!(
-            "{} is larger than {CONFIG_BYTES_MAX} bytes",
-            path.display()
-        )));
-    }
-    Ok(text)
-}
-
-fn parse<T: serde::de::DeserializeOwned>(text: Vec<u8>, path: &Path) -> Result<T, OciError> {
-    let text = rename_flags(text);
-    serde_json::from_slice(&text).map_err(|source| OciError::Json {
+    // One byte more than is allowed, which `parse` refuses.
+    let mut limited = io::Read::take(from, CONFIG_BYTES_MAX as u64 + 1);
+    io::Read::read_to_end(&mut limited, &mut text).map_err(|source| OciError::File {
+        action: "read",
         path: path.to_owned(),
         source,
-    })
-}
-
-/// Two flags of the scheduler are called otherwise in the specification (config.md, Linux Process, 1.2) than in the types
-/// that we read it with.
-fn rename_flags(text: Vec<u8>) -> Vec<u8> {
-    const NAMES: [(&str, &str); 2] = [
-        ("\"SCHED_FLAG_RESET_ON_FORK\"", "\"SCHED_RESET_ON_FORK\""),
-        ("\"SCHED_FLAG_DL_OVERRUN\"", "\"SCHED_FLAG_D_L_OVERRUN\""),
-    ];
-    match String::from_utf8(text) {
-        Ok(text) if text.contains("\"SCHED_FLAG_") => NAMES
-            .iter()
-            .fold(text, |text, (name, ours)| text.replace(name, ours))
-            .into_bytes(),
-        Ok(text) => text.into_bytes(),
-        // No JSON at all: the parser says where.
-        Err(error) => error.into_bytes(),
-    }
+    })?;
+    Ok(text)
 }
 
 /// Streams of a process: ours; a terminal whose master goes to the console socket; or one whose master comes to us.
@@ -272,27 +238,7 @@ fn protect(config: &Spec) -> Result<(), OciError> {
 
 /// `protect`, before a configuration is read in whole, as that would be done twice.
 fn protect_from(config: &[u8]) -> Result<(), OciError> {
-    #[derive(Default, Deserialize)]
-    struct Glance {
-        #[serde(default)]
-        linux: Option<Linux>,
-    }
-    #[derive(Default, Deserialize)]
-    struct Linux {
-        #[serde(default)]
-        namespaces: Option<Vec<Namespace>>,
-    }
-    #[derive(Default, Deserialize)]
-    struct Namespace {
-        #[serde(rename = "type", default)]
-        typ: String,
-    }
-    // What is no configuration at all is refused when it is read.
-    let linux = serde_json::from_slice::<Glance>(config)
-        .ok()
-        .and_then(|glance| glance.linux);
-    let namespaces = linux.and_then(|linux| linux.namespaces).unwrap_or_default();
-    if namespaces.iter().any(|one| one.typ == "user") {
+    if asks_for_users(config) {
         return Ok(());
     }
     crate::binary::protect().map_err(step("run from a read-only mount"))

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 use super::super::arguments::Arguments;
+use super::super::config::read_config;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, start_time};
 use super::super::{Globals, OciError, filters, refused};
 use super::console::{self, Console};
-use super::{END_WAIT, end, open, parse, passed_fds, protect_from, read_text, stdio, step, write_pid};
+use super::{END_WAIT, end, open, passed_fds, protect_from, read_text, stdio, step, write_pid};
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
@@ -56,29 +57,6 @@ fn slice_path(slice: &str) -> PathBuf {
     path
 }
 
-/// What we would have to ignore is refused.
-fn check(config: &Spec) -> Result<(), OciError> {
-    // runtime-spec 1.2, config.md, Specification version: "MUST be in SemVer v2.0.0 format".
-    let version = config.version();
-    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
-    let major = numbers.next();
-    let sane = numbers
-        .by_ref()
-        .take(2)
-        .filter(|part| part.parse::<u32>().is_ok())
-        .count()
-        == 2;
-    if major != Some("1") || !sane || numbers.next().is_some() {
-        return Err(refused(format!(
-            "ociVersion: {version:?} is not a version that this runtime knows (1.x.y)"
-        )));
-    }
-    if config.process().is_none() {
-        return Err(refused("process: a container needs one"));
-    }
-    hooks::check(config)
-}
-
 /// A container that was built.
 struct Made {
     directory: Directory,
@@ -103,8 +81,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     let path = bundle.join("config.json");
     let text = read_text(&path)?;
     protect_from(&text)?;
-    let config: Spec = parse(text, &path)?;
-    check(&config)?;
+    let config = read_config(&text, &path)?;
     let waits = wait || !Point::StartContainer.of(&config).is_empty();
     let terminal = config
         .process()
@@ -349,23 +326,5 @@ mod tests {
         assert_eq!(path("libpod/x"), Path::new("/libpod/x"));
         assert_eq!(path("/docker/x"), Path::new("/docker/x"));
         assert_eq!(path(""), Path::new("/bulkhead-oci-id"));
-    }
-
-    #[test]
-    fn versions_that_are_none_are_refused() {
-        for (version, good) in [
-            ("1.0.0", true),
-            ("1.2.1+dev", true),
-            ("1.0.2-dev", true),
-            ("2.0.0", false),
-            ("1.0", false),
-            ("1.0.0.0", false),
-            ("1.x.0", false),
-            ("", false),
-        ] {
-            let mut config = Spec::default();
-            config.set_version(version.to_owned());
-            assert_eq!(check(&config).is_ok(), good, "{version:?}");
-        }
     }
 }
