@@ -355,3 +355,21 @@ fn damage_is_told_from_a_short_read() {
     }
     assert!(Layer::new().unpack(&[]).is_ok_and(|done| done.bytes == 0));
 }
+
+#[path = "../../../tests/fuzz/checks/layer.rs"]
+mod layer_checks;
+#[path = "../../../tests/fuzz/checks/replay.rs"]
+mod replay;
+
+/// The fuzzer's corpus: what `tests/fuzz` found once is found here ever after.
+#[test]
+fn no_layer_of_the_corpus_reaches_out_or_brings_what_it_may_not() {
+    let corpora = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus");
+    replay::replay(corpora, "layer", |bytes| {
+        layer_checks::layer(bytes, |root, bytes| {
+            let read = super::super::layer::read(root, bytes, bytes.len() as u64, true);
+            read.map(|layer| layer.unpacked.bytes)
+                .map_err(|error| error.to_string())
+        });
+    });
+}
