@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+pub(crate) use devices::examine;
 pub use layout::{Hierarchy, Layout};
 pub use limits::weight_of_shares;
 pub use values::{IoThrottle, Stats, Values};

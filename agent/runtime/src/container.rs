@@ -7,6 +7,7 @@ mod become_process;
 mod child;
 mod copyup;
 mod devices;
+mod examine;
 mod explain;
 mod filesystem;
 mod idmap;
@@ -36,6 +37,9 @@ use sys::socket;
 
 pub use sys::tty::Size;
 
+pub use options::{MountOptions, parse as parse_options};
+
+pub(crate) use examine::examine;
 pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
 pub(crate) use program::{Within, has_variable, home, open_proc, plan_process};

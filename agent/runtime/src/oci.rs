@@ -3,6 +3,7 @@
 //! `verbs`.
 
 mod arguments;
+mod config;
 mod hooks;
 mod rootless;
 mod state;
@@ -15,6 +16,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use arguments::Arguments;
+
+pub use config::{CONFIG_BYTES_MAX, asks_for_users, read_config};
+pub use state::{Record, Status, read_state};
 
 /// Version of the OCI runtime specification that we implement.
 pub const SPEC_VERSION: &str = "1.2.1";

@@ -4,21 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::digest::Digesting;
+use super::layer::{self, Compression, Layer, decompress, kind_of};
+use super::parts::{Part, Parts, blob_path, rewound};
 use super::{
-    DOCUMENT_BYTES_MAX, Digest, Document, Image, ImageError, LAYERS_MAX, Record, Store, document, normalize,
-    now_ms, sync_directory, unpack,
+    Digest, Document, Image, ImageError, LAYERS_MAX, Record, Store, document, normalize, now_ms,
+    sync_directory,
 };
 
-/// Most parts of an archive that are remembered; the largest images have some hundreds.
-const PARTS_MAX: usize = 100_000;
 /// Most bytes that a compressed archive may become before it is looked at.
 const ARCHIVE_BYTES_MAX: u64 = 64 << 30;
 
@@ -307,31 +306,18 @@ impl Store {
     ) -> Result<(Digest, u64), ImageError> {
         let shown =
             || expected.map_or_else(|| "of the archive".to_owned(), |(_, diff_id)| diff_id.to_string());
-        let unreadable = |source| ImageError::Unpack {
-            digest: shown(),
-            source: unpack::UnpackError::Archive { source },
-        };
         let root = File::open(directory).map_err(ImageError::io("open", directory))?;
         rustix::fs::fchmod(&root, rustix::fs::Mode::from_raw_mode(0o755))
             .map_err(|error| ImageError::io("set the mode of", directory)(error.into()))?;
-        let mut blob = Digesting::new(compressed);
-        let (diff_id, unpacked) = {
-            let reader = decompress(BufReader::with_capacity(64 << 10, &mut blob)).map_err(unreadable)?;
-            let mut content = Digesting::new(reader);
-            let refused = |source| ImageError::Unpack {
-                digest: shown(),
-                source,
-            };
-            let unpacked = match expected {
-                // Whether the archive was cut is told by its digest, below.
-                Some(_) => unpack::unpack(root.as_fd(), unpack::Padded::new(&mut content), compressed_bytes),
-                None => unpack::unpack(root.as_fd(), &mut content, compressed_bytes),
-            }
-            .map_err(refused)?;
-            // Padding after the archive's end belongs to the digest.
-            (content.finish().map_err(unreadable)?, unpacked)
-        };
-        let blob = blob.finish().map_err(unreadable)?;
+        let read = layer::read(root.as_fd(), compressed, compressed_bytes, expected.is_some());
+        let Layer {
+            blob,
+            diff_id,
+            unpacked,
+        } = read.map_err(|source| ImageError::Unpack {
+            digest: shown(),
+            source,
+        })?;
         if let Some((expected_blob, expected_diff)) = expected {
             let mismatch = |what: &str, found: &Digest, expected: &Digest| ImageError::Mismatch {
                 what: what.to_owned(),
@@ -415,181 +401,11 @@ impl Drop for Spool {
     }
 }
 
-/// Where the files of an archive stand.
-struct Parts {
-    archive: File,
-    files: BTreeMap<PathBuf, (u64, u64)>,
-    /// `docker save` of old links a layer to another's file.
-    links: BTreeMap<PathBuf, PathBuf>,
-}
-
-/// One file of an archive.
-struct Part {
-    archive: File,
-    offset: u64,
-    size: u64,
-}
-
-impl Part {
-    /// Reads it from its beginning, whatever else reads the archive.
-    fn open(&self) -> io::Result<impl Read> {
-        Ok(At {
-            file: self.archive.try_clone()?,
-            offset: self.offset,
-        }
-        .take(self.size))
-    }
-}
-
-/// Reads from a position of its own.
-struct At {
-    file: File,
-    offset: u64,
-}
-
-impl Read for At {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        use std::os::unix::fs::FileExt;
-        let count = self.file.read_at(buffer, self.offset)?;
-        self.offset += count as u64;
-        Ok(count)
-    }
-}
-
-impl Parts {
-    fn read(archive: &File) -> Result<Self, ImportError> {
-        let failed = |source| ImportError::Archive { source };
-        let mut files = BTreeMap::new();
-        let mut links = BTreeMap::new();
-        let mut reader = tar::Archive::new(BufReader::new(rewound(archive).map_err(failed)?));
-        for entry in reader.entries().map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if files.len() + links.len() >= PARTS_MAX {
-                break; // a root file system: no layout has so many
-            }
-            let path = clean(&entry.path().map_err(failed)?);
-            match entry.header().entry_type() {
-                tar::EntryType::Regular => {
-                    files.insert(path, (entry.raw_file_position(), entry.size()));
-                }
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    if let Some(target) = entry.link_name().map_err(failed)? {
-                        let base = path.parent().unwrap_or(Path::new(""));
-                        links.insert(path.clone(), clean(&base.join(target)));
-                    }
-                }
-                _ => {}
-            }
-        }
-        if files.is_empty() {
-            let source = io::Error::new(io::ErrorKind::InvalidData, "no files in it; is it a tar archive?");
-            return Err(ImportError::Archive { source });
-        }
-        Ok(Self {
-            archive: archive.try_clone().map_err(failed)?,
-            files,
-            links,
-        })
-    }
-
-    fn part(&self, path: &Path) -> Result<Part, ImportError> {
-        let path = self.links.get(path).map_or(path, PathBuf::as_path);
-        let missing = || ImportError::Missing {
-            part: path.display().to_string(),
-        };
-        let (offset, size) = *self.files.get(path).ok_or_else(missing)?;
-        let archive = self
-            .archive
-            .try_clone()
-            .map_err(|source| ImportError::Archive { source })?;
-        Ok(Part {
-            archive,
-            offset,
-            size,
-        })
-    }
-
-    fn bytes(&self, path: &str) -> Result<Vec<u8>, ImportError> {
-        let part = self.part(Path::new(path))?;
-        if part.size > DOCUMENT_BYTES_MAX {
-            let reason = format!("larger than {DOCUMENT_BYTES_MAX} bytes");
-            return Err(ImageError::Invalid {
-                what: path.to_owned(),
-                reason,
-            }
-            .into());
-        }
-        let mut bytes = Vec::new();
-        let read = part.open().and_then(|mut reader| reader.read_to_end(&mut bytes));
-        read.map_err(|source| ImportError::Archive { source })?;
-        Ok(bytes)
-    }
-
-    fn document<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ImportError> {
-        Ok(document(&self.bytes(path)?, || path.to_owned())?)
-    }
-
-    /// A document by its digest, which is checked.
-    fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImportError> {
-        let path = blob_path(&descriptor.digest);
-        let bytes = self.bytes(&path.display().to_string())?;
-        let found = Digest::of(&bytes);
-        if found != descriptor.digest {
-            let (what, expected) = (path.display().to_string(), descriptor.digest.to_string());
-            return Err(ImageError::Mismatch {
-                what,
-                found: found.to_string(),
-                expected,
-            }
-            .into());
-        }
-        Ok(bytes)
-    }
-}
-
-fn blob_path(digest: &Digest) -> PathBuf {
-    Path::new("blobs/sha256").join(digest.hex())
-}
-
-fn clean(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::Normal(name) => clean.push(name),
-            std::path::Component::ParentDir => {
-                clean.pop();
-            }
-            _ => {}
-        }
-    }
-    clean
-}
-
 fn name_of(name: &str) -> Result<String, ImportError> {
     normalize(name).map_err(|reason| ImportError::Name {
         name: name.to_owned(),
         reason,
     })
-}
-
-fn rewound(file: &File) -> io::Result<File> {
-    let mut file = file.try_clone()?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(file)
-}
-
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-fn kind_of(magic: &[u8]) -> Compression {
-    match magic {
-        [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
-        _ => Compression::None,
-    }
 }
 
 fn compression(file: &File) -> io::Result<Compression> {
@@ -598,27 +414,14 @@ fn compression(file: &File) -> io::Result<Compression> {
     Ok(kind_of(&magic))
 }
 
-/// The plain content of a stream, by what it begins with.
-pub(super) fn decompress<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut magic = Vec::new();
-    (&mut reader).take(4).read_to_end(&mut magic)?;
-    let kind = kind_of(&magic);
-    let whole = io::Cursor::new(magic).chain(reader);
-    Ok(match kind {
-        Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(whole)?),
-    })
-}
-
 #[derive(Deserialize)]
 struct Index {
     manifests: Vec<Descriptor>,
 }
 
 #[derive(Clone, Deserialize)]
-struct Descriptor {
-    digest: Digest,
+pub(super) struct Descriptor {
+    pub(super) digest: Digest,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     platform: Option<Platform>,

@@ -9,9 +9,13 @@
 //! ```
 //! Layers are owned by ids 0..65535 and shared by all containers; the runtime maps them at mount time.
 
+mod archive;
 mod digest;
+mod entry;
 mod import;
 mod label;
+mod layer;
+mod parts;
 mod pull;
 mod shift;
 mod unpack;

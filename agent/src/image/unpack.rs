@@ -5,20 +5,23 @@
 //! times are set on descriptors. Whiteouts become what overlayfs reads (kernel, overlayfs.rst, "whiteouts and opaque
 //! directories"). Device nodes are left out: a container has a /dev of its own.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat,
-    unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags, chownat, fchmod, fchown,
+    fsetxattr, futimens, linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::{Entry, EntryType};
+
+use super::archive::{self, TooLarge};
+use super::entry::{Attributes, attributes, inside, link_name, shown};
 
 /// Most entries of a layer; the largest public images have some 300,000.
 const ENTRIES_MAX: u64 = 2_000_000;
@@ -27,12 +30,18 @@ const BYTES_MAX: u64 = 64 << 30;
 /// Most bytes that one compressed byte may become beyond the first gigabyte; gzip itself ends at 1,032.
 const RATIO_MAX: u64 = 1_100;
 const RATIO_FREE_BYTES: u64 = 1 << 30;
-/// Largest id that exists in a container: pods have 65,536.
-const ID_MAX: u64 = 65_535;
-/// Deepest directory removed when an entry replaces it.
-const DEPTH_MAX: u32 = 256;
+/// Deepest directory: whoever removes a layer holds all that lead to one open.
+const DEPTH_MAX: usize = 256;
+/// Longest path of a directory in a layer: others go to it by path, which ends at 4096 with the store's own before it.
+const PATH_BYTES_MAX: usize = 3072;
+/// Most bytes of names of directories, all of which are remembered to set their times at the end. The largest public
+/// images have some 30 MB.
+const DIRECTORIES_BYTES_MAX: usize = 128 << 20;
 /// Most of a layer's bytes kept in the page cache while copying.
 const COPY_BYTES: usize = 128 << 10;
+
+/// What a hole reads as.
+static ZEROS: [u8; COPY_BYTES] = [0; COPY_BYTES];
 
 /// Why a layer was not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +76,18 @@ pub enum UnpackError {
     },
 }
 
+impl UnpackError {
+    /// Why the archive could not be read on.
+    pub(super) fn archive(source: io::Error) -> Self {
+        match TooLarge::of(&source) {
+            Some(reason) => Self::TooLarge {
+                reason: reason.to_owned(),
+            },
+            None => Self::Archive { source },
+        }
+    }
+}
+
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unpacked {
@@ -86,94 +107,62 @@ pub(super) fn unpack(
 ) -> Result<Unpacked, UnpackError> {
     let mut target = Target {
         root,
+        place: place(root).map_err(|source| UnpackError::Write {
+            path: PathBuf::from("/"),
+            source,
+        })?,
         done: Unpacked::default(),
         directories: Vec::new(),
+        directories_bytes: 0,
+        entries: 0,
     };
-    let limit = compressed_bytes
-        .saturating_mul(RATIO_MAX)
-        .saturating_add(RATIO_FREE_BYTES)
-        .min(BYTES_MAX);
-    let mut archive = Archive::new(layer);
-    archive.set_ignore_zeros(false);
-    let entries = archive
-        .entries()
-        .map_err(|source| UnpackError::Archive { source })?;
-    let mut count = 0;
-    for entry in entries {
-        let mut entry = entry.map_err(|source| UnpackError::Archive { source })?;
-        count += 1;
-        if count > ENTRIES_MAX {
+    let limit = bytes_max(compressed_bytes);
+    let mut bytes = 0u64;
+    archive::walk(layer, UnpackError::archive, |entry| {
+        // Of every entry: what is not a file's is read over, and holes of a sparse file take their time too.
+        bytes = bytes.saturating_add(entry.size());
+        if bytes > limit {
             return Err(UnpackError::TooLarge {
-                reason: format!("more than {ENTRIES_MAX} entries"),
+                reason: format!("{bytes} bytes and more from an archive of {compressed_bytes}"),
             });
         }
-        let after = target.done.bytes.saturating_add(entry.size());
-        if after > limit {
-            return Err(UnpackError::TooLarge {
-                reason: format!("{after} bytes and more from an archive of {compressed_bytes}"),
-            });
-        }
-        target.entry(&mut entry)?;
-    }
+        target.count()?;
+        target.entry(entry)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
     target.finish_directories()?;
     Ok(target.done)
 }
 
-/// A tar stream with zeros after its end up to a whole block: some tools (umoci's `insert`) leave the padding of the last
-/// entry out, and docker and podman take that.
-pub(super) struct Padded<R> {
-    stream: R,
-    bytes: u64,
-}
-
-/// Bytes of a tar block.
-const BLOCK_BYTES: u64 = 512;
-
-impl<R: Read> Padded<R> {
-    pub(super) fn new(stream: R) -> Self {
-        Self { stream, bytes: 0 }
-    }
-}
-
-impl<R: Read> Read for Padded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut count = self.stream.read(buffer)?;
-        if count == 0 {
-            let missing = self.bytes.next_multiple_of(BLOCK_BYTES) - self.bytes;
-            count = buffer.len().min(usize::try_from(missing).unwrap_or(0));
-            if let Some(padding) = buffer.get_mut(..count) {
-                padding.fill(0);
-            }
-        }
-        self.bytes = self.bytes.saturating_add(count as u64);
-        Ok(count)
-    }
-}
-
-/// Owner, mode and time of an entry.
-#[derive(Clone, Copy)]
-struct Attributes {
-    uid: Uid,
-    gid: Gid,
-    mode: Mode,
-    time: Timespec,
+/// Most bytes that an archive of a size may become.
+pub(super) fn bytes_max(compressed_bytes: u64) -> u64 {
+    compressed_bytes
+        .saturating_mul(RATIO_MAX)
+        .saturating_add(RATIO_FREE_BYTES)
+        .min(BYTES_MAX)
 }
 
 struct Target<'a> {
     root: BorrowedFd<'a>,
+    /// Where that is.
+    place: PathBuf,
     done: Unpacked,
     /// Directories and their times, which the making of their entries changes: set at the end.
     directories: Vec<(PathBuf, Timespec)>,
+    directories_bytes: usize,
+    /// Of the archive, and directories that it left out.
+    entries: u64,
 }
 
 impl Target<'_> {
     fn entry(&mut self, entry: &mut Entry<impl Read>) -> Result<(), UnpackError> {
-        let shown = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        let raw = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        let shown = shown(&raw);
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
             return Ok(());
         }
-        let path = inside(&shown)?;
+        let path = inside(&raw, &shown)?;
         let attributes = attributes(entry, &shown)?;
         let failed = |source: Errno| UnpackError::Write {
             path: shown.clone(),
@@ -184,12 +173,12 @@ impl Target<'_> {
             if kind == EntryType::Directory {
                 let root = open_directory(self.root, Path::new(".")).map_err(failed)?;
                 set(root.as_fd(), attributes).map_err(failed)?;
-                self.directories.push((PathBuf::from("."), attributes.time));
+                self.remember(PathBuf::from("."), attributes.time)?;
             }
             return Ok(());
         };
         let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
-        let parent = self.parent(&parent_path).map_err(failed)?;
+        let parent = self.parent(&parent_path, &shown)?;
         if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
             return self.whiteout(parent.as_fd(), hidden, &shown);
         }
@@ -202,13 +191,14 @@ impl Target<'_> {
         match kind {
             EntryType::Directory => {
                 if !keeps {
+                    self.check_depth(parent.as_fd(), &name, &shown)?;
                     mkdirat(&parent, &name, Mode::from_raw_mode(0o700)).map_err(failed)?;
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let directory = openat(&parent, &name, flags, Mode::empty()).map_err(failed)?;
                 set(directory.as_fd(), attributes).map_err(failed)?;
                 self.xattrs(entry, directory.as_fd(), &shown)?;
-                self.directories.push((path, attributes.time));
+                self.remember(path, attributes.time)?;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.file(entry, parent.as_fd(), &name, attributes, &shown)?;
@@ -221,7 +211,7 @@ impl Target<'_> {
                 utimensat(&parent, &name, &times(attributes.time), flags).map_err(failed)?;
             }
             EntryType::Link => {
-                let link = inside(Path::new(&link_name(entry, &shown)?))?;
+                let link = inside(Path::new(&link_name(entry, &shown)?), &shown)?;
                 let refused = |reason: String| UnpackError::Refused {
                     path: shown.clone(),
                     reason,
@@ -271,18 +261,28 @@ impl Target<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut file = File::from(openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?);
         let mut buffer = vec![0; COPY_BYTES];
+        let (mut hole, mut size) = (false, 0);
         loop {
-            let count = entry
-                .read(&mut buffer)
-                .map_err(|source| UnpackError::Archive { source })?;
+            let count = entry.read(&mut buffer).map_err(UnpackError::archive)?;
             let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
                 break;
             };
-            io::Write::write_all(&mut file, chunk).map_err(|source| UnpackError::Write {
+            // Zeros are left out, or a small archive would fill the disk with them.
+            hole = ZEROS.starts_with(chunk);
+            let written = if hole {
+                io::Seek::seek_relative(&mut file, chunk.len() as i64)
+            } else {
+                io::Write::write_all(&mut file, chunk)
+            };
+            written.map_err(|source| UnpackError::Write {
                 path: shown.to_owned(),
                 source,
             })?;
             self.done.bytes += chunk.len() as u64;
+            size += chunk.len() as u64;
+        }
+        if hole {
+            rustix::fs::ftruncate(&file, size).map_err(failed)?;
         }
         // Owner, then mode, then attributes: chown(2) takes away set-user-id bits and file capabilities.
         set(file.as_fd(), attributes).map_err(failed)?;
@@ -298,14 +298,11 @@ impl Target<'_> {
         file: BorrowedFd,
         shown: &Path,
     ) -> Result<(), UnpackError> {
-        let Some(extensions) = entry
-            .pax_extensions()
-            .map_err(|source| UnpackError::Archive { source })?
-        else {
+        let Some(extensions) = entry.pax_extensions().map_err(UnpackError::archive)? else {
             return Ok(());
         };
         for extension in extensions {
-            let extension = extension.map_err(|source| UnpackError::Archive { source })?;
+            let extension = extension.map_err(UnpackError::archive)?;
             let Some(name) = extension
                 .key()
                 .ok()
@@ -369,24 +366,85 @@ impl Target<'_> {
         }
     }
 
+    /// Counts one that is made.
+    fn count(&mut self) -> Result<(), UnpackError> {
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            return Err(UnpackError::TooLarge {
+                reason: format!("more than {ENTRIES_MAX} entries"),
+            });
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, path: PathBuf, time: Timespec) -> Result<(), UnpackError> {
+        self.directories_bytes += path.as_os_str().len() + size_of::<(PathBuf, Timespec)>();
+        if self.directories_bytes > DIRECTORIES_BYTES_MAX {
+            return Err(UnpackError::TooLarge {
+                reason: format!("more than {DIRECTORIES_BYTES_MAX} bytes of names of directories"),
+            });
+        }
+        self.directories.push((path, time));
+        Ok(())
+    }
+
+    /// Refuses a directory too deep. Links on the way to it do not count, but where they led does.
+    fn check_depth(&self, parent: BorrowedFd, name: &OsStr, shown: &Path) -> Result<(), UnpackError> {
+        let refused = |reason: String| UnpackError::Refused {
+            path: shown.to_owned(),
+            reason,
+        };
+        let too_long = || {
+            refused(format!(
+                "its directory's path is longer than {PATH_BYTES_MAX} bytes"
+            ))
+        };
+        let parent = match place(parent) {
+            // readlink(2) of a descriptor's link: a path beyond a page.
+            Err(error) if error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => {
+                return Err(too_long());
+            }
+            parent => parent.map_err(|source| UnpackError::Write {
+                path: shown.to_owned(),
+                source,
+            })?,
+        };
+        let below = parent.strip_prefix(&self.place).unwrap_or(&parent);
+        if below.components().count() >= DEPTH_MAX {
+            return Err(refused(format!("deeper than {DEPTH_MAX} directories")));
+        }
+        if below.as_os_str().len() + name.len() > PATH_BYTES_MAX {
+            return Err(too_long());
+        }
+        Ok(())
+    }
+
     /// The directory that an entry goes to; what is missing of it is made, owned by root, as in an archive that leaves
     /// its directories out.
-    fn parent(&mut self, path: &Path) -> Result<OwnedFd, Errno> {
+    fn parent(&mut self, path: &Path, shown: &Path) -> Result<OwnedFd, UnpackError> {
+        let failed = |source: Errno| UnpackError::Write {
+            path: shown.to_owned(),
+            source: source.into(),
+        };
         match open_directory(self.root, path) {
             Err(Errno::NOENT) => {}
-            other => return other,
+            other => return other.map_err(failed),
         }
         let mut so_far = PathBuf::new();
+        let mut above = open_directory(self.root, &so_far).map_err(failed)?;
         for part in path.components() {
-            let above = open_directory(self.root, &so_far)?;
             so_far.push(part);
-            match open_directory(self.root, &so_far) {
-                Ok(_) => {}
-                Err(Errno::NOENT) => mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755))?,
-                Err(error) => return Err(error),
-            }
+            above = match open_directory(self.root, &so_far) {
+                Err(Errno::NOENT) => {
+                    self.count()?;
+                    self.check_depth(above.as_fd(), part.as_os_str(), shown)?;
+                    mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
+                    open_directory(self.root, &so_far).map_err(failed)?
+                }
+                other => other.map_err(failed)?,
+            };
         }
-        open_directory(self.root, path)
+        Ok(above)
     }
 
     fn finish_directories(&self) -> Result<(), UnpackError> {
@@ -407,24 +465,9 @@ impl Target<'_> {
     }
 }
 
-/// The entry's path below the root; leading slashes and `.` mean nothing, `..` is refused even where it would stay inside.
-fn inside(path: &Path) -> Result<PathBuf, UnpackError> {
-    let refused = |reason: &str| UnpackError::Refused {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    };
-    if path.as_os_str().as_bytes().contains(&0) {
-        return Err(refused("its name has a NUL byte"));
-    }
-    let mut clean = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir | Component::Prefix(_) => return Err(refused("its name has `..` in it")),
-        }
-    }
-    Ok(clean)
+/// Where a directory is.
+fn place(directory: BorrowedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
 
 /// Opens a directory inside the root; links on the way are followed as inside the container, never out of it.
@@ -444,42 +487,6 @@ fn open_directory(root: BorrowedFd, path: &Path) -> Result<OwnedFd, Errno> {
     )
 }
 
-fn link_name(entry: &Entry<impl Read>, shown: &Path) -> Result<OsString, UnpackError> {
-    match entry.link_name_bytes() {
-        Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(&name).to_owned()),
-        _ => Err(UnpackError::Refused {
-            path: shown.to_owned(),
-            reason: "a link to nothing".to_owned(),
-        }),
-    }
-}
-
-fn attributes(entry: &Entry<impl Read>, shown: &Path) -> Result<Attributes, UnpackError> {
-    let header = entry.header();
-    let number = |value: io::Result<u64>| value.map_err(|source| UnpackError::Archive { source });
-    let (uid, gid) = (number(header.uid())?, number(header.gid())?);
-    if uid > ID_MAX || gid > ID_MAX {
-        let reason = format!("its owner {uid}:{gid} is beyond {ID_MAX}, the last id of a container");
-        return Err(UnpackError::Refused {
-            path: shown.to_owned(),
-            reason,
-        });
-    }
-    let mode = header.mode().map_err(|source| UnpackError::Archive { source })?;
-    let seconds = i64::try_from(number(header.mtime())?).unwrap_or(i64::MAX);
-    // Both checked to be below 65,536.
-    let id = |id: u64| u32::try_from(id).unwrap_or(u32::MAX);
-    Ok(Attributes {
-        uid: Uid::from_raw(id(uid)),
-        gid: Gid::from_raw(id(gid)),
-        mode: Mode::from_raw_mode(mode & 0o7777),
-        time: Timespec {
-            tv_sec: seconds,
-            tv_nsec: 0,
-        },
-    })
-}
-
 fn set(file: BorrowedFd, attributes: Attributes) -> Result<(), Errno> {
     fchown(file, Some(attributes.uid), Some(attributes.gid))?;
     fchmod(file, attributes.mode)
@@ -493,7 +500,7 @@ fn times(time: Timespec) -> Timestamps {
 }
 
 /// Removes a file, or a directory with all that is in it.
-fn remove(parent: BorrowedFd, name: &OsStr, depth: u32) -> Result<(), Errno> {
+fn remove(parent: BorrowedFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,

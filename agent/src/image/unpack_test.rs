@@ -266,6 +266,82 @@ fn a_bomb_is_refused_by_its_growth() {
 }
 
 #[test]
+fn bytes_of_entries_that_are_no_files_count_too() {
+    // What follows is read over, however much it is.
+    let mut header = Header::new_gnu();
+    header.set_entry_type(Symlink);
+    header.set_path("link").unwrap();
+    header.set_link_name("x").unwrap();
+    header.set_size(65 << 30);
+    header.set_cksum();
+    let refused = Layer::new().unpack(header.as_bytes());
+    assert!(
+        matches!(refused, Err(UnpackError::TooLarge { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn zeros_take_no_room() {
+    let layer = Layer::new();
+    let content = format!("a{}b{}", "\0".repeat(1 << 20), "\0".repeat(1 << 20));
+    layer
+        .unpack(&archive(&[("file", Regular, &content), ("empty", Regular, "")]))
+        .unwrap();
+    assert_eq!(fs::read_to_string(layer.root("file")).unwrap(), content);
+    let meta = fs::metadata(layer.root("file")).unwrap();
+    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    assert_eq!(fs::metadata(layer.root("empty")).unwrap().len(), 0);
+}
+
+#[test]
+fn directories_deeper_than_anybody_can_remove_are_refused() {
+    // Each link leads 40 directories further down.
+    let down = "d/".repeat(40);
+    let names: Vec<(String, String)> = (0..8)
+        .map(|number| match number {
+            0 => (format!("{down}f"), down.clone()),
+            _ => (
+                format!("l{}/{down}f", number - 1),
+                format!("l{}/{down}", number - 1),
+            ),
+        })
+        .collect();
+    let links: Vec<String> = (0..8).map(|number| format!("l{number}")).collect();
+    let entries = |count: usize| -> Vec<(&str, EntryType, &str)> {
+        names
+            .iter()
+            .zip(&links)
+            .take(count)
+            .flat_map(|((file, target), link)| {
+                [
+                    (file.as_str(), Regular, ""),
+                    (link.as_str(), Symlink, target.as_str()),
+                ]
+            })
+            .collect()
+    };
+    Layer::new().unpack(&archive(&entries(6))).unwrap();
+    let refused = Layer::new().unpack(&archive(&entries(8)));
+    assert!(
+        matches!(&refused, Err(UnpackError::Refused { reason, .. }) if reason.contains("deeper")),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_refused_name_is_shown_on_one_short_line() {
+    let refused = Layer::new()
+        .unpack(&archive(&[("../\u{1b}[2J\n", Regular, "")]))
+        .unwrap_err();
+    assert!(
+        refused.to_string().chars().all(|c| !c.is_control()),
+        "{refused:?}"
+    );
+    assert_eq!(shown(Path::new(&"n".repeat(5000))).as_os_str().len(), 259);
+}
+
+#[test]
 fn damage_is_told_from_a_short_read() {
     let bytes = archive(&[("file", Regular, "some content")]);
     for cut in [100, 511, 513, 515] {
@@ -278,4 +354,22 @@ fn damage_is_told_from_a_short_read() {
         );
     }
     assert!(Layer::new().unpack(&[]).is_ok_and(|done| done.bytes == 0));
+}
+
+#[path = "../../../tests/fuzz/checks/layer.rs"]
+mod layer_checks;
+#[path = "../../../tests/fuzz/checks/replay.rs"]
+mod replay;
+
+/// The fuzzer's corpus: what `tests/fuzz` found once is found here ever after.
+#[test]
+fn no_layer_of_the_corpus_reaches_out_or_brings_what_it_may_not() {
+    let corpora = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus");
+    replay::replay(corpora, "layer", |bytes| {
+        layer_checks::layer(bytes, |root, bytes| {
+            let read = super::super::layer::read(root, bytes, bytes.len() as u64, true);
+            read.map(|layer| layer.unpacked.bytes)
+                .map_err(|error| error.to_string())
+        });
+    });
 }

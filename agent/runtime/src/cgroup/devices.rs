@@ -1,7 +1,35 @@
 //! Device rules: a line each for v1, a small program for v2. The last rule that fits decides.
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 use sys::bpf::Instruction;
+
+use super::CgroupError;
+
+/// Largest number of a device, of both its parts (linux/kdev_t.h: 12 and 20 bits).
+const MAJOR_MAX: i64 = (1 << 12) - 1;
+const MINOR_MAX: i64 = (1 << 20) - 1;
+
+/// Refuses rules that would be read as others: a number beyond what the program compares, a letter that is no access.
+pub(crate) fn examine(resources: &LinuxResources) -> Result<(), CgroupError> {
+    for (index, rule) in resources.devices().iter().flatten().enumerate() {
+        let refuse = |part: &str| {
+            let what = format!("linux.resources.devices[{index}].{part}");
+            Err(CgroupError::Unsupported { what })
+        };
+        // Negative means any, as in the kernel's own interface.
+        if rule.major().is_some_and(|number| number > MAJOR_MAX) {
+            return refuse("major");
+        }
+        if rule.minor().is_some_and(|number| number > MINOR_MAX) {
+            return refuse("minor");
+        }
+        let access = rule.access().as_deref().unwrap_or_default();
+        if !access.chars().all(|letter| matches!(letter, 'r' | 'w' | 'm')) {
+            return refuse("access");
+        }
+    }
+    Ok(())
+}
 
 /// A rule as v1's `devices.allow` and `devices.deny` take it.
 pub(super) fn line(rule: &LinuxDeviceCgroup) -> String {
@@ -190,6 +218,24 @@ mod tests {
             }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn rules_that_would_be_read_as_others_are_refused() {
+        let examine = |rule: serde_json::Value| {
+            let resources: LinuxResources = serde_json::from_value(json!({ "devices": [rule] })).unwrap();
+            examine(&resources).is_ok()
+        };
+        assert!(examine(
+            json!({"allow": true, "type": "c", "major": 4095, "minor": -1, "access": "rwm"})
+        ));
+        assert!(!examine(
+            json!({"allow": true, "type": "c", "major": (1i64 << 32) + 1, "access": "rwm"})
+        ));
+        assert!(!examine(
+            json!({"allow": true, "type": "c", "major": 1, "minor": 1 << 20})
+        ));
+        assert!(!examine(json!({"allow": true, "access": "rx"})));
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Cgroup {
             && !rules.is_empty()
             && when == When::Creation
         {
+            devices::examine(resources)?;
             self.set_devices(rules)?;
         }
         for (name, value) in resources.unified().iter().flatten() {

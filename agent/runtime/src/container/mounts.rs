@@ -24,6 +24,11 @@ use crate::cgroup::{Cgroup, Layout};
 /// Most mounts of one container, layers of cgroups included: a table that every later clone copies.
 const MOUNTS_MAX: usize = 1024;
 
+/// Most masked or read-only paths of one container; engines list some dozens.
+const COVERED_MAX: usize = 1024;
+/// Deepest place of a mount: each directory on the way is a path of its own in the plan.
+const DEPTH_MAX: usize = 128;
+
 /// What the mounts depend on.
 pub(super) struct Context<'a> {
     /// The container's root file system.
@@ -53,6 +58,14 @@ pub(super) struct Context<'a> {
 
 /// A place in the container's root. `..` is resolved here: it can name nothing above the root anyway.
 pub(super) fn target(destination: &Path, resolve: Resolve, magic: Option<i64>) -> Result<Target, StartError> {
+    let refuse = |reason: String| {
+        // Its beginning says which it is.
+        let shown: String = destination.to_string_lossy().chars().take(64).collect();
+        Err(invalid(format!("the place {shown:?}"), reason))
+    };
+    if destination.as_os_str().len() >= libc::PATH_MAX as usize {
+        return refuse(format!("longer than {} bytes", libc::PATH_MAX - 1));
+    }
     let mut path = PathBuf::new();
     for part in destination.components() {
         match part {
@@ -62,6 +75,9 @@ pub(super) fn target(destination: &Path, resolve: Resolve, magic: Option<i64>) -
             }
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
+    }
+    if path.components().count() > DEPTH_MAX {
+        return refuse(format!("deeper than {DEPTH_MAX} directories"));
     }
     let mut target = Target {
         prefixes: Vec::new(),
@@ -79,7 +95,7 @@ pub(super) fn target(destination: &Path, resolve: Resolve, magic: Option<i64>) -
 }
 
 /// A place to mask or make read-only. Below /proc and /sys it must lie on a real procfs or sysfs (CVE-2023-28642).
-pub(super) fn covered(path: &str) -> Result<Target, StartError> {
+fn covered(path: &str) -> Result<Target, StartError> {
     if !path.starts_with('/') {
         return Err(invalid(path, "must be absolute"));
     }
@@ -91,6 +107,60 @@ pub(super) fn covered(path: &str) -> Result<Target, StartError> {
     target(Path::new(path), Resolve::InRoot, magic)
 }
 
+/// A list of such places.
+pub(super) fn all_covered(field: &str, list: &Option<Vec<String>>) -> Result<Vec<Target>, StartError> {
+    let list = list.as_deref().unwrap_or_default();
+    if list.len() > COVERED_MAX {
+        return Err(invalid(field, format!("more than {COVERED_MAX}")));
+    }
+    list.iter().map(|path| covered(path)).collect()
+}
+
+/// Refuses what no machine could mount, without looking at any file.
+pub(super) fn examine(mounts: &[Mount]) -> Result<(), StartError> {
+    if mounts.len() > MOUNTS_MAX {
+        return Err(invalid("mounts", format!("more than {MOUNTS_MAX}")));
+    }
+    for (index, mount) in mounts.iter().enumerate() {
+        let field = format!("mounts[{index}]");
+        let options = options::parse(mount.options().as_deref().unwrap_or_default());
+        let kind = check(&field, mount, &options)?;
+        target(mount.destination(), Resolve::InRoot, None)?;
+        if let Some(source) = mount.source() {
+            c_path(source)?;
+        }
+        string(&field, kind)?;
+        for (key, value) in &options.data {
+            string(&field, key)?;
+            string(&field, value.as_deref().unwrap_or_default())?;
+        }
+    }
+    Ok(())
+}
+
+/// What a mount needs to be one; its type.
+fn check<'a>(field: &str, mount: &'a Mount, options: &MountOptions) -> Result<&'a str, StartError> {
+    if mount.destination().as_os_str().is_empty() {
+        return Err(invalid(field, "no destination"));
+    }
+    let kind = mount.typ().as_deref().unwrap_or("none");
+    if !options.bind && kind != "bind" {
+        return Ok(kind);
+    }
+    if mount.source().is_none() {
+        return Err(invalid(field, "a bind mount without a source"));
+    }
+    // What has a value is the file system's (`size=`, `mode=`): it is there already, and mount(2) ignores such data when
+    // it binds. A word that nobody knows may be a misspelt restriction.
+    let unknown = |(key, value): &&(String, Option<String>)| {
+        value.is_none() && !options::OF_FILE_SYSTEMS.contains(&key.as_str())
+    };
+    if let Some((name, _)) = options.data.iter().find(unknown) {
+        return Err(invalid(field, format!("unknown option of a bind mount: {name}")));
+    }
+    Ok("bind")
+}
+
 /// Prepares all mounts, in their order.
 pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>, StartError> {
     devices::outside(mounts, context).map_err(host("make device nodes"))?;
@@ -99,11 +169,8 @@ pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountP
     for (index, mount) in mounts.iter().enumerate() {
         let field = format!("mounts[{index}]");
         let options = options::parse(mount.options().as_deref().unwrap_or_default());
-        let kind = mount.typ().as_deref().unwrap_or("none");
-        if !mount.destination().is_absolute() && mount.destination().as_os_str().is_empty() {
-            return Err(invalid(field, "no destination"));
-        }
-        if options.bind || kind == "bind" {
+        let kind = check(&field, mount, &options)?;
+        if kind == "bind" {
             plans.push(bind(&field, mount, &options, context)?);
             continue;
         }
@@ -299,14 +366,6 @@ fn bind(
         .as_ref()
         .ok_or_else(|| invalid(field, "a bind mount without a source"))?;
     let source = context.bundle.join(source);
-    // What has a value is the file system's (`size=`, `mode=`): it is there already, and mount(2) ignores such data when
-    // it binds. A word that nobody knows may be a misspelt restriction.
-    let unknown = |(key, value): &&(String, Option<String>)| {
-        value.is_none() && !options::OF_FILE_SYSTEMS.contains(&key.as_str())
-    };
-    if let Some((name, _)) = options.data.iter().find(unknown) {
-        return Err(invalid(field, format!("unknown option of a bind mount: {name}")));
-    }
     let failed = |action: &'static str| {
         let path = source.clone();
         move |error| StartError::Host {

@@ -10,23 +10,23 @@ use nix::libc;
 
 /// Options, sorted by what they concern.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct MountOptions {
+pub struct MountOptions {
     /// `bind` or `rbind`.
-    pub(crate) bind: bool,
+    pub bind: bool,
     /// `rbind`: with all mounted below.
-    pub(crate) recursive_bind: bool,
+    pub recursive_bind: bool,
     /// Of this mount.
-    pub(crate) change: Change,
+    pub change: Change,
     /// Of it and all below (`rro` and its kin).
-    pub(crate) recursive: Change,
+    pub recursive: Change,
     /// `MS_*`, and whether for all below too.
-    pub(crate) propagation: Option<(u64, bool)>,
+    pub propagation: Option<(u64, bool)>,
     /// `idmap` or `ridmap` (true).
-    pub(crate) idmap: Option<bool>,
+    pub idmap: Option<bool>,
     /// Start a tmpfs with what the image has there.
-    pub(crate) copy_up: bool,
+    pub copy_up: bool,
     /// For the file system: `key` or `key=value`.
-    pub(crate) data: Vec<(String, Option<String>)>,
+    pub data: Vec<(String, Option<String>)>,
 }
 
 fn set(change: &mut Change, bits: u64) {
@@ -129,7 +129,7 @@ const ATTRIBUTES: [(&str, &str); 18] = [
 ];
 
 /// Sorts the options; those that no table knows are the file system's.
-pub(crate) fn parse(options: &[String]) -> MountOptions {
+pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     for option in options {
         match option.as_str() {

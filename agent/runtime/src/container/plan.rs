@@ -138,9 +138,6 @@ pub(super) fn plan(
         host_ipc: !has(libc::CLONE_NEWIPC),
     };
     let mounts = mounts::plan(listed, &context)?;
-    let covered = |list: &Option<Vec<String>>| -> Result<Vec<_>, StartError> {
-        list.iter().flatten().map(|path| mounts::covered(path)).collect()
-    };
     let mut sysctls = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
         let field = || format!("linux.sysctl.{name}");
@@ -182,8 +179,8 @@ pub(super) fn plan(
         place,
         directory: mounts::target(process.cwd(), Resolve::InRoot, None)?,
         mounts,
-        masked: covered(linux.masked_paths())?,
-        readonly: covered(linux.readonly_paths())?,
+        masked: mounts::all_covered("linux.maskedPaths", linux.masked_paths())?,
+        readonly: mounts::all_covered("linux.readonlyPaths", linux.readonly_paths())?,
         readonly_root: config
             .root()
             .as_ref()
@@ -259,7 +256,7 @@ pub(super) fn plan(
 }
 
 /// What the specification may ask for and we do not have: refused, never ignored.
-fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
+pub(super) fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), StartError> {
     let user = linux
         .namespaces()
         .iter()

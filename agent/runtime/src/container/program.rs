@@ -323,7 +323,7 @@ fn capabilities(sets: Option<&LinuxCapabilities>, in_user_namespace: bool) -> Re
 }
 
 /// Hard limits to raise with the host's rights, and all limits as they are to be in the end.
-fn limits(process: &Process) -> Result<(Vec<Rlimit>, Vec<Rlimit>), StartError> {
+pub(super) fn limits(process: &Process) -> Result<(Vec<Rlimit>, Vec<Rlimit>), StartError> {
     let mut raise = Vec::new();
     let mut limits: Vec<Rlimit> = Vec::new();
     for limit in process.rlimits().iter().flatten() {

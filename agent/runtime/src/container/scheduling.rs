@@ -84,7 +84,8 @@ fn numbers(field: &str, text: &str, most: usize) -> Result<Vec<usize>, StartErro
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let first: usize = first.trim().parse().map_err(|_| wrong())?;
         let last: usize = last.trim().parse().map_err(|_| wrong())?;
-        if first > last || last >= most {
+        // As many as there are: a longer list says the same again, and would be held whole.
+        if first > last || last >= most || found.len() + (last - first) >= most {
             return Err(wrong());
         }
         found.extend(first..=last);
@@ -183,6 +184,8 @@ mod tests {
     #[test]
     fn lists_have_bounds() {
         assert_eq!(numbers("x", "0-2,5", 8).unwrap(), [0, 1, 2, 5]);
+        assert_eq!(numbers("x", "0-3,4-7", 8).unwrap().len(), 8);
+        assert!(numbers("x", "0-7,0", 8).is_err(), "more than there are");
         for text in ["", "8", "3-1", "-", "1-", "a", "0-99999999999999999999"] {
             assert!(numbers("x", text, 8).is_err(), "{text:?}");
         }

@@ -1,7 +1,7 @@
 //! A container on disk between two commands: `ROOT/ID/` holds `state.json`, the FIFO that `start` releases, and `lock`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,18 +10,23 @@ use nix::fcntl::{Flock, FlockArg};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use super::{OciError, SPEC_VERSION};
+use super::{CONFIG_BYTES_MAX, OciError, SPEC_VERSION};
 use crate::cgroup::{Cgroup, Layout};
 use crate::systemd::Unit;
 
 /// The only words for where a container is in its life (runtime-spec 1.2, runtime.md, State; `paused` is runc's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Status {
+pub enum Status {
+    /// `create` has not ended.
     Creating,
+    /// It waits for `start`.
     Created,
+    /// Its program runs.
     Running,
+    /// Its process has ended.
     Stopped,
+    /// Its processes are frozen.
     Paused,
 }
 
@@ -38,9 +43,9 @@ impl std::fmt::Display for Status {
 }
 
 /// What is kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub struct Record {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
     /// Its creation has not ended; without the creator's lock, it was interrupted.
@@ -68,6 +73,8 @@ pub(super) struct Record {
 /// Where a created container waits for `start`.
 const FIFO: &str = "exec.fifo";
 const STATE: &str = "state.json";
+/// Largest record: what is written of the largest configuration, with room for the names of fields that it left out.
+const STATE_BYTES_MAX: usize = 4 * CONFIG_BYTES_MAX;
 /// The next state, until it takes the place of the last.
 const NEW: &str = "state.json.new";
 /// Held by the one command that changes the container.
@@ -157,10 +164,7 @@ impl Directory {
     pub(super) fn write(&self, record: &Record) -> Result<(), OciError> {
         let path = self.path.join(STATE);
         let new = self.path.join(NEW);
-        let bytes = serde_json::to_vec(record).map_err(|source| OciError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes = record.to_bytes(&path)?;
         let written = OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -220,7 +224,11 @@ impl Directory {
 
 fn read(directory: &Path) -> Result<Option<Record>, OciError> {
     let path = directory.join(STATE);
-    let text = match fs::read(&path) {
+    let mut text = Vec::new();
+    // One byte more than is allowed, which `read_state` refuses.
+    let read =
+        File::open(&path).and_then(|file| file.take(STATE_BYTES_MAX as u64 + 1).read_to_end(&mut text));
+    match read {
         Err(error)
             if matches!(
                 error.kind(),
@@ -231,9 +239,26 @@ fn read(directory: &Path) -> Result<Option<Record>, OciError> {
         }
         result => result.map_err(fail("read", &path))?,
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| OciError::Json { path, source })
+    read_state(&text, &path).map(Some)
+}
+
+/// Reads a record from its bytes. `path` is what an error calls it.
+pub fn read_state(text: &[u8], path: &Path) -> Result<Record, OciError> {
+    check_size(text.len(), path)?;
+    serde_json::from_slice(text).map_err(|source| OciError::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn check_size(bytes: usize, path: &Path) -> Result<(), OciError> {
+    if bytes > STATE_BYTES_MAX {
+        return Err(super::refused(format!(
+            "{} is larger than {STATE_BYTES_MAX} bytes",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 fn status(directory: &Path, record: &Record) -> Result<Status, OciError> {
@@ -275,7 +300,7 @@ pub(super) fn owner(root: &Path, id: &str) -> Result<String, OciError> {
 
 impl Record {
     /// Its process by descriptor; none once it has ended.
-    pub(super) fn process(&self) -> Result<Option<OwnedFd>, OciError> {
+    pub fn process(&self) -> Result<Option<OwnedFd>, OciError> {
         if self.pid <= 0 {
             return Ok(None);
         }
@@ -301,7 +326,8 @@ impl Record {
         Ok((same && !ended).then_some(pidfd))
     }
 
-    pub(super) fn cgroup(&self) -> Result<Cgroup, OciError> {
+    /// Its cgroup, which may be gone.
+    pub fn cgroup(&self) -> Result<Cgroup, OciError> {
         let layout = match self.no_cgroup {
             true => Layout::none(),
             false => Layout::detect()?,
@@ -370,8 +396,19 @@ impl Record {
         }
     }
 
+    /// The bytes that `read_state` reads. `path` is what an error calls them.
+    pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, OciError> {
+        let bytes = serde_json::to_vec(self).map_err(|source| OciError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        // What could not be read again is not written.
+        check_size(bytes.len(), path)?;
+        Ok(bytes)
+    }
+
     /// What `state` prints and `list` lists.
-    pub(super) fn describe(&self, status: Status) -> serde_json::Value {
+    pub fn describe(&self, status: Status) -> serde_json::Value {
         let rootfs = self
             .config
             .root()

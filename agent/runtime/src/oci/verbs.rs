@@ -18,9 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use serde::Deserialize;
 
 use super::arguments::Arguments;
+use super::config::asks_for_users;
 use super::state::{Directory, Record, Status};
 use super::{Globals, OciError, SPEC_VERSION, refused};
 use crate::container::{Running, Stdio};
@@ -260,27 +260,7 @@ fn protect(config: &Spec) -> Result<(), OciError> {
 
 /// `protect`, before a configuration is read in whole, as that would be done twice.
 fn protect_from(config: &[u8]) -> Result<(), OciError> {
-    #[derive(Default, Deserialize)]
-    struct Glance {
-        #[serde(default)]
-        linux: Option<Linux>,
-    }
-    #[derive(Default, Deserialize)]
-    struct Linux {
-        #[serde(default)]
-        namespaces: Option<Vec<Namespace>>,
-    }
-    #[derive(Default, Deserialize)]
-    struct Namespace {
-        #[serde(rename = "type", default)]
-        typ: String,
-    }
-    // What is no configuration at all is refused when it is read.
-    let linux = serde_json::from_slice::<Glance>(config)
-        .ok()
-        .and_then(|glance| glance.linux);
-    let namespaces = linux.and_then(|linux| linux.namespaces).unwrap_or_default();
-    if namespaces.iter().any(|one| one.typ == "user") {
+    if asks_for_users(config) {
         return Ok(());
     }
     crate::binary::protect().map_err(step("run from a read-only mount"))

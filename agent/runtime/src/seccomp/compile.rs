@@ -1,5 +1,6 @@
 //! A profile of the OCI configuration to instructions, by libseccomp.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
@@ -83,8 +84,16 @@ pub(super) fn listener(profile: &LinuxSeccomp) -> Result<Option<&Path>, SeccompE
 }
 
 const EPERM: u32 = 1;
+/// The kernel's MAX_ERRNO. Of a larger one libseccomp keeps the low 16 bits, which may be 0: success.
+const ERRNO_MAX: u32 = 4095;
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
+    if action == LinuxSeccompAction::ScmpActErrno && errno.is_some_and(|errno| errno > ERRNO_MAX) {
+        return Err(invalid(
+            "linux.seccomp",
+            format!("errnoRet of SCMP_ACT_ERRNO is above {ERRNO_MAX}"),
+        ));
+    }
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
         LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
@@ -152,8 +161,52 @@ fn compare(argument: &LinuxSeccompArg) -> Result<ScmpArgCompare, SeccompError> {
     Ok(ScmpArgCompare::new(index, op, value))
 }
 
+/// Most rules, one of each name: engines' have some 500, and the kernel takes 4096 instructions.
+const RULES_MAX: usize = 4096;
+/// Most ways through the comparisons of all calls, see `ways`: beyond, libseccomp takes minutes, or no end was seen.
+const WAYS_MAX: usize = 512;
+
+/// Refuses what libseccomp would not come to an end with. Its tree has a branch for each outcome of a comparison, and rules
+/// of one call hang below each other's: R rules that each ask more than whether two values are equal, and of up to A
+/// arguments, can become R to the power of A ways.
+fn check_size(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
+    let mut calls: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+    let mut rules = 0usize;
+    for rule in profile.syscalls().iter().flatten() {
+        let args = rule.args().as_deref().unwrap_or_default();
+        let unequal = args
+            .iter()
+            .filter(|one| one.op() != LinuxSeccompOperator::ScmpCmpEq);
+        let unequal = u32::try_from(unequal.count()).unwrap_or(u32::MAX);
+        rules = rules.saturating_add(rule.names().len());
+        if rules > RULES_MAX {
+            return Err(invalid(
+                "linux.seccomp.syscalls",
+                format!("more than {RULES_MAX}"),
+            ));
+        }
+        for name in rule.names().iter().filter(|_| unequal > 0) {
+            let (count, most) = calls.entry(name).or_default();
+            (*count, *most) = (*count + 1, unequal.max(*most));
+        }
+    }
+    // One comparison a rule makes a list, not a tree.
+    let ways = calls.values().filter(|(_, most)| *most > 1);
+    let ways = ways.fold(0usize, |sum, (count, most)| {
+        sum.saturating_add(count.saturating_pow(*most))
+    });
+    if ways > WAYS_MAX {
+        return Err(invalid(
+            "linux.seccomp.syscalls",
+            format!("the comparisons of arguments have {ways} combinations, more than {WAYS_MAX}"),
+        ));
+    }
+    Ok(())
+}
+
 /// Compiles; as a binary tree, which the kernel loads and runs faster than a line.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
+    check_size(profile)?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(library("begin a filter"))?;
     filter.set_ctl_optimize(2).map_err(library("ask for a tree"))?;

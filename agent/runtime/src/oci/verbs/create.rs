@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
 
 use super::super::arguments::Arguments;
+use super::super::config::read_config;
 use super::super::hooks::{self, Point};
 use super::super::state::{Directory, Record, Status, mount_of, start_time};
 use super::super::{Globals, Log, OciError, filters, refused, rootless};
@@ -35,29 +36,6 @@ fn place(config: &Spec, id: &str, arguments: &Arguments) -> Result<(PathBuf, Opt
         text => Path::new("/").join(text.trim_start_matches('/')),
     };
     Ok((path, None))
-}
-
-/// What we would have to ignore is refused.
-fn check(config: &Spec) -> Result<(), OciError> {
-    // runtime-spec 1.2, config.md, Specification version: "MUST be in SemVer v2.0.0 format".
-    let version = config.version();
-    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
-    let major = numbers.next();
-    let sane = numbers
-        .by_ref()
-        .take(2)
-        .filter(|part| part.parse::<u32>().is_ok())
-        .count()
-        == 2;
-    if major != Some("1") || !sane || numbers.next().is_some() {
-        return Err(refused(format!(
-            "ociVersion: {version:?} is not a version that this runtime knows (1.x.y)"
-        )));
-    }
-    if config.process().is_none() {
-        return Err(refused("process: a container needs one"));
-    }
-    hooks::check(config)
 }
 
 /// runtime-spec 1.2, config.md, Linux Process: a capability that "cannot be granted" "MUST be logged as a warning".
@@ -147,8 +125,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         // Who is not has a user namespace, or is refused below.
         protect_from(&text)?;
     }
-    let config: Spec = json::parse(&text, &path, &globals.log)?;
-    check(&config)?;
+    let config = read_config(&text, &path, &mut |warning| globals.log.warn(warning))?;
     warn_of_capabilities(&config, &globals.log);
     if globals.rootless {
         rootless::check(&config)?;
@@ -509,23 +486,5 @@ mod tests {
         assert_eq!(unit.unwrap().scope, "docker-abc.scope");
         let error = path("/docker/x", &systemds).unwrap_err().to_string();
         assert!(error.contains("slice:prefix:name"), "{error}");
-    }
-
-    #[test]
-    fn versions_that_are_none_are_refused() {
-        for (version, good) in [
-            ("1.0.0", true),
-            ("1.2.1+dev", true),
-            ("1.0.2-dev", true),
-            ("2.0.0", false),
-            ("1.0", false),
-            ("1.0.0.0", false),
-            ("1.x.0", false),
-            ("", false),
-        ] {
-            let mut config = Spec::default();
-            config.set_version(version.to_owned());
-            assert_eq!(check(&config).is_ok(), good, "{version:?}");
-        }
     }
 }

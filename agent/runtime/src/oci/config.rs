@@ -1,0 +1,232 @@
+//! A configuration from its bytes: its size, its form, and what of it can be checked before anything is made.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Capability, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{OciError, hooks, refused};
+use crate::container;
+
+/// Largest configuration: the largest seccomp profiles are some 100 KiB.
+pub const CONFIG_BYTES_MAX: usize = 16 << 20;
+
+/// Reads a configuration as `create` does; what no container could be made from is refused by its field. `path` is what
+/// an error calls it; `warn` is told what the specification wants logged and not refused.
+pub fn read_config(text: &[u8], path: &Path, warn: &mut dyn FnMut(&str)) -> Result<Spec, OciError> {
+    let config: Spec = parse(text, path, warn)?;
+    check(&config)?;
+    Ok(config)
+}
+
+/// Any of the files that callers give: a configuration, a process, resources. Mended where the specification takes what our
+/// types do not.
+pub(super) fn parse<T: DeserializeOwned>(
+    text: &[u8],
+    path: &Path,
+    warn: &mut dyn FnMut(&str),
+) -> Result<T, OciError> {
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(refused(format!(
+            "{} is larger than {CONFIG_BYTES_MAX} bytes",
+            path.display()
+        )));
+    }
+    let malformed = |source| OciError::Json {
+        path: path.to_owned(),
+        source,
+    };
+    // Nearly all are read at once, and only this error knows its line.
+    let first = match serde_json::from_slice(text) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    let Ok(mut value) = serde_json::from_slice::<Value>(text) else {
+        return Err(malformed(first));
+    };
+    let mut unknown = Vec::new();
+    if !mend(&mut value, &mut unknown) {
+        return Err(malformed(first));
+    }
+    let parsed = serde_json::from_value(value).map_err(malformed)?;
+    // runtime-spec 1.2, config.md, Linux Process: what cannot be mapped to a capability "MUST be logged as a warning by the
+    // runtime", which "SHOULD NOT fail".
+    for name in unknown {
+        warn(&format!(
+            "capability ignored: no variant for {name} in this kernel's list"
+        ));
+    }
+    Ok(parsed)
+}
+
+/// Adds a user where a process has none, takes out capabilities that nobody knows, and renames two flags of the scheduler, which are called otherwise in the
+/// specification (config.md, Linux Process, 1.2) than in the types. Says whether that changed anything.
+fn mend(value: &mut Value, unknown: &mut Vec<String>) -> bool {
+    const NAMES: [(&str, &str); 2] = [
+        ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+        ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+    ];
+    // A configuration has its process in it; `exec --process` names one.
+    let process = if value.get("process").is_some() {
+        &mut value["process"]
+    } else {
+        value
+    };
+    let mut changed = false;
+    if let Some(process) = process
+        .as_object_mut()
+        .filter(|process| process.contains_key("args"))
+    {
+        // As runc: root, unless told.
+        process.entry("user").or_insert_with(|| {
+            changed = true;
+            serde_json::json!({ "uid": 0, "gid": 0 })
+        });
+    }
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for set in sets
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, set)| set.as_array_mut())
+    {
+        set.retain(|name| {
+            let known = Capability::deserialize(name).is_ok();
+            if let (false, Some(name)) = (known, name.as_str()) {
+                changed = true;
+                if !unknown.iter().any(|other| other == name) {
+                    unknown.push(name.to_owned());
+                }
+                return false;
+            }
+            true
+        });
+    }
+    let flags = process
+        .pointer_mut("/scheduler/flags")
+        .and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, ours)) = NAMES.iter().find(|(name, _)| flag.as_str() == Some(name)) {
+            *flag = Value::from(*ours);
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// What we would have to ignore is refused.
+fn check(config: &Spec) -> Result<(), OciError> {
+    // runtime-spec 1.2, config.md, Specification version: "MUST be in SemVer v2.0.0 format".
+    let version = config.version();
+    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
+    let major = numbers.next();
+    let sane = numbers
+        .by_ref()
+        .take(2)
+        .filter(|part| part.parse::<u32>().is_ok())
+        .count()
+        == 2;
+    if major != Some("1") || !sane || numbers.next().is_some() {
+        return Err(refused(format!(
+            "ociVersion: {version:?} is not a version that this runtime knows (1.x.y)"
+        )));
+    }
+    if config.process().is_none() {
+        return Err(refused("process: a container needs one"));
+    }
+    hooks::check(config)?;
+    Ok(container::examine(config)?)
+}
+
+/// Whether a configuration asks for a user namespace, at a glance: before it is read in whole, as that would be done
+/// twice. What is no configuration at all asks for none, and is refused when it is read.
+pub fn asks_for_users(text: &[u8]) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Glance {
+        #[serde(default)]
+        linux: Option<Linux>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Linux {
+        #[serde(default)]
+        namespaces: Option<Vec<Namespace>>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Namespace {
+        #[serde(rename = "type", default)]
+        typ: String,
+    }
+    let linux = serde_json::from_slice::<Glance>(text)
+        .ok()
+        .and_then(|glance| glance.linux);
+    let namespaces = linux.and_then(|linux| linux.namespaces).unwrap_or_default();
+    namespaces.iter().any(|one| one.typ == "user")
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::Process;
+
+    use super::*;
+
+    #[test]
+    fn versions_that_are_none_are_refused() {
+        for (version, good) in [
+            ("1.0.0", true),
+            ("1.2.1+dev", true),
+            ("1.0.2-dev", true),
+            ("2.0.0", false),
+            ("1.0", false),
+            ("1.0.0.0", false),
+            ("1.x.0", false),
+            ("", false),
+        ] {
+            let mut config = Spec::default();
+            config.set_version(version.to_owned());
+            assert_eq!(check(&config).is_ok(), good, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_types_lack_is_mended_and_the_rest_refused() {
+        let mut warnings = Vec::new();
+        let mut parse = |text: &str| {
+            parse::<Process>(text.as_bytes(), Path::new("p"), &mut |warning| {
+                warnings.push(warning.to_owned());
+            })
+        };
+        let read = parse(
+            r#"{"cwd": "/", "args": ["SCHED_FLAG_RESET_ON_FORK"], "capabilities": {"bounding": ["CAP_KILL", "CAP_NOPE", "NOPE"]},
+                "scheduler": {"policy": "SCHED_BATCH", "flags": ["SCHED_FLAG_RESET_ON_FORK"]}}"#,
+        )
+        .unwrap();
+        let bounding = read.capabilities().as_ref().unwrap().bounding().clone().unwrap();
+        assert_eq!(bounding, [Capability::Kill].into());
+        assert_eq!(
+            read.args().as_deref(),
+            Some(&["SCHED_FLAG_RESET_ON_FORK".to_owned()][..])
+        );
+        assert_eq!(
+            read.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(),
+            1
+        );
+        for text in [
+            "",
+            "{",
+            r#"{"cwd": 1, "args": ["x"]}"#,
+            r#"{"args": ["x"], "cwd": "/", "capabilities": {"bounding": [1]}}"#,
+            r#"{"args": ["x"], "cwd": "/", "scheduler": {"policy": "SCHED_BATCH", "flags": ["SCHED_NOPE"]}}"#,
+        ] {
+            assert!(matches!(parse(text), Err(OciError::Json { .. })), "{text}");
+        }
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn a_configuration_beyond_any_sense_is_refused() {
+        let text = vec![b' '; CONFIG_BYTES_MAX + 1];
+        let refused = read_config(&text, Path::new("config.json"), &mut |_| {}).unwrap_err();
+        assert!(refused.to_string().contains("larger than"), "{refused}");
+    }
+}
