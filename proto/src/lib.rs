@@ -4,11 +4,12 @@
 //! `model`'s business; the services are `rpc`'s.
 
 mod scalar;
+mod secret;
 
 /// A point in time, as objects and commands carry it.
 pub use pbjson_types::Timestamp;
 
-/// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Event.
+/// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Secret, Event.
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::unwrap_used)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/bulkhead.v1.rs"));
