@@ -392,6 +392,7 @@ mod tests {
                     name: "settings".into(),
                     optional: None,
                 }),
+                secret_ref: None,
             }],
             env: vec![
                 from("COLOUR", key("settings", "colour", false), ""),

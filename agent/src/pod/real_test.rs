@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::monitor::Client;
 use super::{Desired, Handle, spawn};
+use crate::configs::Configs;
 use crate::image::{Registries, RootDefaults, Store};
 use crate::ledger::Ledger;
 use crate::network::{Backend, Network, NetworkConfig};

@@ -1,13 +1,7 @@
 use std::os::fd::AsRawFd;
 
 use super::*;
-use std::os::unix::fs::MetadataExt;
-
-use proto::v1::{
-    ConfigMap, ConfigMapVolumeSource, HostPathVolumeSource, KeyToPath, ObjectMeta, Secret, SecretVolumeSource,
-};
-
-use crate::ledger::Change;
+use proto::v1::{ConfigMap, ConfigMapVolumeSource, HostPathVolumeSource, KeyToPath};
 
 fn me() -> Owner {
     Owner {
