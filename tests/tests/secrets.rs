@@ -120,7 +120,9 @@ fn a_secret_reaches_its_containers_and_no_disk() {
     cluster.ready("reader");
     cluster.apply(&manifest(later));
     wait_for("the new value in the volume", Duration::from_secs(90), || {
-        (inside("cat /login/password") == later).then_some(())
+        // Until the agent has its session again, nobody can be asked.
+        let shown = cluster.ctl(&["exec", "reader", "--", "cat", "/login/password"]);
+        (shown.code == 0 && shown.stdout.trim() == later).then_some(())
     });
 
     let shown = cluster.ok(&["get", "secret/login", "-o", "yaml"]);
