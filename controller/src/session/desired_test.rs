@@ -483,7 +483,7 @@ fn a_node_is_told_the_secrets_of_its_pods_and_no_others() {
     let mut world = World::new();
     for (name, uid) in [("mine", "s1"), ("theirs", "s2"), ("nobodys", "s3")] {
         let secret = Secret {
-            metadata: Some(meta(name, uid)),
+            metadata: meta(name, uid),
             data: [("key".to_owned(), name.as_bytes().to_vec())].into(),
             ..Default::default()
         };
