@@ -4,6 +4,7 @@
 //! Plain files: `Layout` finds the hierarchies once, `Cgroup` is a path below all of them. Writing limits is in `limits`,
 //! reading them back in `values`, killing, freezing and removing in `lifecycle`. A process is put into its group by itself (v1, see `Entry`) or by clone3 (v2).
 
+mod block;
 mod devices;
 mod layout;
 mod lifecycle;

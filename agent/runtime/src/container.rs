@@ -224,6 +224,9 @@ pub enum StartError {
     /// Seccomp profile.
     #[error("failed to prepare the seccomp profile")]
     Seccomp(#[from] crate::seccomp::SeccompError),
+    /// Class of service.
+    #[error("failed to prepare Intel RDT")]
+    Rdt(#[from] crate::rdt::RdtError),
     /// Cgroup.
     #[error("failed to enter the cgroup")]
     Cgroup(#[from] crate::cgroup::CgroupError),

@@ -93,6 +93,9 @@ pub enum OciError {
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
+    /// The container's class of service.
+    #[error(transparent)]
+    Rdt(#[from] crate::rdt::RdtError),
     /// systemd, asked for the container's scope.
     #[error(transparent)]
     Systemd(#[from] crate::systemd::SystemdError),

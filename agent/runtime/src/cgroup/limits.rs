@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::{Cgroup, CgroupError, devices, read_if_there, write};
 
@@ -20,11 +20,6 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9_999) / 262_142
 }
 
-/// v2's weight (1..10000) for v1's of block I/O (10..1000), as runc and crun convert.
-fn io_weight(weight: u16) -> u64 {
-    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990
-}
-
 /// How the kernel's v2 files write "no limit".
 fn or_max(value: i64) -> String {
     if value < 0 {
@@ -36,6 +31,7 @@ fn or_max(value: i64) -> String {
 
 impl Cgroup {
     pub(super) fn set(&self, resources: &LinuxResources, when: When) -> Result<(), CgroupError> {
+        devices::examine(resources)?;
         if let Some(cpu) = resources.cpu() {
             self.set_cpu(cpu)?;
         }
@@ -62,7 +58,6 @@ impl Cgroup {
             && !rules.is_empty()
             && when == When::Creation
         {
-            devices::examine(resources)?;
             self.set_devices(rules)?;
         }
         for (name, value) in resources.unified().iter().flatten() {
@@ -242,85 +237,6 @@ impl Cgroup {
         Ok(())
     }
 
-    fn set_block_io(&self, block: &LinuxBlockIo) -> Result<(), CgroupError> {
-        if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-            // BFQ's own weights are there only where BFQ is loaded, and it takes v1's figures under v2 too.
-            let files = if self.layout.is_v2() {
-                [
-                    ("io", "io.bfq.weight", weight.into()),
-                    ("io", "io.weight", io_weight(weight)),
-                ]
-            } else {
-                [
-                    ("blkio", "blkio.bfq.weight", weight.into()),
-                    ("blkio", "blkio.weight", weight.into()),
-                ]
-            };
-            let found = files
-                .into_iter()
-                .find_map(|(controller, name, weight)| Some((self.file(controller, name).ok()?, weight)));
-            let (file, weight) = found.ok_or_else(|| CgroupError::Unsupported {
-                what: "block I/O weight".into(),
-            })?;
-            write(&file, &weight.to_string())?;
-        }
-        if block.leaf_weight().is_some_and(|weight| weight != 0)
-            || block
-                .weight_device()
-                .as_ref()
-                .is_some_and(|list| !list.is_empty())
-        {
-            return Err(CgroupError::Unsupported {
-                what: "block I/O weight of a device".into(),
-            });
-        }
-        let throttles = [
-            (
-                "rbps",
-                "blkio.throttle.read_bps_device",
-                block.throttle_read_bps_device(),
-            ),
-            (
-                "wbps",
-                "blkio.throttle.write_bps_device",
-                block.throttle_write_bps_device(),
-            ),
-            (
-                "riops",
-                "blkio.throttle.read_iops_device",
-                block.throttle_read_iops_device(),
-            ),
-            (
-                "wiops",
-                "blkio.throttle.write_iops_device",
-                block.throttle_write_iops_device(),
-            ),
-        ];
-        for (key, name, list) in throttles {
-            for device in list.iter().flatten() {
-                self.set_throttle(key, name, device)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_throttle(&self, key: &str, name: &str, device: &LinuxThrottleDevice) -> Result<(), CgroupError> {
-        let (major, minor, rate) = (device.major(), device.minor(), device.rate());
-        if self.layout.is_v2() {
-            let rate = if rate == 0 {
-                "max".to_owned()
-            } else {
-                rate.to_string()
-            };
-            write(
-                &self.file("io", "io.max")?,
-                &format!("{major}:{minor} {key}={rate}"),
-            )
-        } else {
-            write(&self.file("blkio", name)?, &format!("{major}:{minor} {rate}"))
-        }
-    }
-
     fn set_devices(&self, rules: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<(), CgroupError> {
         // Engines list what they add; the specification's default devices (config-linux.md, Default Devices) are ours.
         let defaults = crate::defaults::device_rules();
@@ -364,14 +280,5 @@ mod tests {
         assert_eq!(weight_of_shares(262_144), 10_000);
         assert_eq!(weight_of_shares(0), 1);
         assert_eq!(weight_of_shares(u64::MAX), 10_000);
-    }
-
-    #[test]
-    fn block_weights_span_the_weights() {
-        assert_eq!(io_weight(10), 1);
-        assert_eq!(io_weight(100), 910);
-        assert_eq!(io_weight(1000), 10_000);
-        assert_eq!(io_weight(u16::MAX), 10_000);
-        assert_eq!(io_weight(1), 1);
     }
 }

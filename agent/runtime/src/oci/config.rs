@@ -119,24 +119,38 @@ fn mend(value: &mut Value, unknown: &mut Vec<String>) -> bool {
 fn check(config: &Spec) -> Result<(), OciError> {
     // runtime-spec 1.2, config.md, Specification version: "MUST be in SemVer v2.0.0 format".
     let version = config.version();
-    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
-    let major = numbers.next();
-    let sane = numbers
-        .by_ref()
-        .take(2)
-        .filter(|part| part.parse::<u32>().is_ok())
-        .count()
-        == 2;
-    if major != Some("1") || !sane || numbers.next().is_some() {
+    if !is_known(version) {
         return Err(refused(format!(
             "ociVersion: {version:?} is not a version that this runtime knows (1.x.y)"
         )));
     }
-    if config.process().is_none() {
-        return Err(refused("process: a container needs one"));
+    // config.md, Annotations: "Keys MUST NOT be an empty string". That values are strings is the type's.
+    if config.annotations().as_ref().is_some_and(|all| all.contains_key("")) {
+        return Err(refused("annotations: a key is empty"));
     }
     hooks::check(config)?;
     Ok(container::examine(config)?)
+}
+
+/// Whether a version is of major 1 and as semver.org, 2.0.0, 2 to 10, has it: no leading zeros, identifiers of letters, digits
+/// and hyphens.
+fn is_known(version: &str) -> bool {
+    let identifiers = |text: &str, numeric: bool| {
+        text.split('.').all(|one| {
+            let letters = one.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            let number = numeric && one.bytes().all(|byte| byte.is_ascii_digit());
+            letters && !one.is_empty() && !(number && one.len() > 1 && one.starts_with('0'))
+        })
+    };
+    let (version, build) = version.split_once('+').map_or((version, None), |(a, b)| (a, Some(b)));
+    let (core, before) = version.split_once('-').map_or((version, None), |(a, b)| (a, Some(b)));
+    let numbers: Vec<&str> = core.split('.').collect();
+    numbers.len() == 3
+        && numbers[0] == "1"
+        && numbers.iter().all(|one| one.parse::<u32>().is_ok())
+        && identifiers(core, true)
+        && before.is_none_or(|text| identifiers(text, true))
+        && build.is_none_or(|text| identifiers(text, false))
 }
 
 /// Whether a configuration asks for a user namespace, at a glance: before it is read in whole, as that would be done
@@ -176,6 +190,13 @@ mod tests {
             ("1.0.0", true),
             ("1.2.1+dev", true),
             ("1.0.2-dev", true),
+            ("1.0.0-rc5-dev.2+0.07", true),
+            ("1.0.0-", false),
+            ("1.0.0-a..b", false),
+            ("1.0.0-01", false),
+            ("1.0.0+a_b", false),
+            ("1.02.0", false),
+            ("1.+2.0", false),
             ("2.0.0", false),
             ("1.0", false),
             ("1.0.0.0", false),

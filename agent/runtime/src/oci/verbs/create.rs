@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxIntelRdt, LinuxNamespaceType, LinuxResources, Spec};
 
 use super::super::arguments::Arguments;
 use super::super::config::read_config;
@@ -15,6 +15,7 @@ use super::{END_WAIT, end, json, open, passed_fds, protect_from, stdio, step, te
 use crate::capability;
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{self, Hooks, Options, Running, Stdio};
+use crate::rdt::Group;
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
 use crate::systemd::{Holder, Unit};
 
@@ -98,6 +99,16 @@ fn mounted_over(config: &Spec, bundle: &Path) -> Result<Option<u64>, OciError> {
     }
 }
 
+/// The class of service that is asked for; not yet made.
+fn class(config: &Spec, id: &str) -> Result<Option<Group>, OciError> {
+    let group = intel_rdt(config).map(|rdt| Group::find(rdt, id));
+    Ok(group.transpose()?)
+}
+
+fn intel_rdt(config: &Spec) -> Option<&LinuxIntelRdt> {
+    config.linux().as_ref()?.intel_rdt().as_ref()
+}
+
 /// A container that was built.
 struct Made {
     directory: Directory,
@@ -130,7 +141,9 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
     if globals.rootless {
         rootless::check(&config)?;
     }
-    let waits = wait || !Point::StartContainer.of(&config).is_empty();
+    // What is to happen before its program runs and needs its process.
+    let before = !Point::StartContainer.of(&config).is_empty() || intel_rdt(&config).is_some();
+    let waits = wait || before;
     let terminal = config
         .process()
         .as_ref()
@@ -154,6 +167,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         cgroup,
         unit,
         no_cgroup: false,
+        rdt: class(&config, id)?,
         created: jiff::Timestamp::now().to_string(),
         config,
     };
@@ -272,6 +286,9 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
             made => made?,
         },
     };
+    if let (Some(group), Some(rdt)) = (&record.rdt, intel_rdt(&record.config)) {
+        group.make(rdt)?;
+    }
     let inside_user = inside.is_some();
     let mut config = inside.unwrap_or_else(|| record.config.clone());
     let preserve_fds = match config.process_mut() {
@@ -330,6 +347,10 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         record.creating = false;
         record.pid = running.pid;
         record.start_time = start_time(running.pid).map_err(step("look at the container's process"))?;
+        if let Some(group) = &record.rdt {
+            // It waits: what it will run, and all that this makes, is in the class with it.
+            group.enter(running.pid)?;
+        }
         directory.write(&record)?;
         tell_pid(arguments, &running)
     })();

@@ -143,6 +143,9 @@ pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -
         unit.stop()?;
     }
     cgroup.end(END_WAIT)?;
+    if let Some(group) = &record.rdt {
+        group.remove()?;
+    }
     unmount(&record)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
