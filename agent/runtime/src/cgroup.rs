@@ -9,18 +9,21 @@ mod devices;
 mod layout;
 mod lifecycle;
 mod limits;
+mod owner;
 mod rare;
 mod values;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 pub(crate) use devices::examine;
 pub use layout::{Hierarchy, Layout};
 pub use limits::weight_of_shares;
+pub(crate) use owner::wanted as wanted_owner;
 pub use values::{IoThrottle, Stats, Values};
 
 use crate::spec::CgroupSpec;
@@ -33,7 +36,7 @@ pub enum CgroupError {
     #[error("no cgroup hierarchy is mounted")]
     None,
     /// The path is relative, the root, or leaves it.
-    #[error("cgroup path {} must be absolute, not the root, and without '..'", .path.display())]
+    #[error("cgroup path {} must be absolute, not the root, and without '..' and NUL", .path.display())]
     Path {
         /// The path.
         path: PathBuf,
@@ -57,6 +60,14 @@ pub enum CgroupError {
         limit: i64,
         /// What is charged now.
         usage: u64,
+    },
+    /// Processes of others would be the container's, or it could not start.
+    #[error("cgroup {} cannot be a container's: {reason}", .path.display())]
+    Taken {
+        /// The group.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
     },
     /// The machine has no such limit.
     #[error("this machine cannot limit {what}")]
@@ -144,7 +155,9 @@ impl Cgroup {
         let normal = inside
             .components()
             .all(|part| matches!(part, Component::Normal(_)));
-        if !normal || inside.as_os_str().is_empty() {
+        // No file of the kernel's has one in its name: nothing could be made there, nor removed.
+        let nul = inside.as_os_str().as_bytes().contains(&0);
+        if !normal || nul || inside.as_os_str().is_empty() {
             return Err(refuse());
         }
         Ok(Cgroup {

@@ -73,7 +73,10 @@ pub(crate) fn examine(rdt: &LinuxIntelRdt) -> Result<(), RdtError> {
 fn check_name(field: &'static str, name: &str) -> Result<(), RdtError> {
     let own = matches!(name, "" | "." | ".." | "info" | "mon_data" | "mon_groups");
     if own || name.contains(['/', '\n', '\0']) {
-        return Err(invalid(field, format!("{name:?} is no name of a class of service")));
+        return Err(invalid(
+            field,
+            format!("{name:?} is no name of a class of service"),
+        ));
     }
     Ok(())
 }
@@ -83,7 +86,10 @@ fn lines(rdt: &LinuxIntelRdt) -> Result<Vec<String>, RdtError> {
     let bandwidth = rdt.mem_bw_schema().as_deref();
     // runtime-spec 1.2, config-linux.md, IntelRdt: `memBwSchema` "MUST start with `MB:` and MUST NOT contain newlines".
     if bandwidth.is_some_and(|text| !text.starts_with("MB:") || text.contains('\n')) {
-        return Err(invalid("memBwSchema", "must be one line that starts with \"MB:\""));
+        return Err(invalid(
+            "memBwSchema",
+            "must be one line that starts with \"MB:\"",
+        ));
     }
     let mut lines = Vec::new();
     for line in rdt.l3_cache_schema().iter().flat_map(|text| text.lines()) {
@@ -98,7 +104,10 @@ fn lines(rdt: &LinuxIntelRdt) -> Result<Vec<String>, RdtError> {
     lines.extend(rdt.schemata().iter().flatten().cloned());
     for line in &lines {
         if line.contains('\n') || parse(line).is_none() {
-            return Err(invalid("schemata", format!("{line:?} is not RESOURCE:ID=VALUE;...")));
+            return Err(invalid(
+                "schemata",
+                format!("{line:?} is not RESOURCE:ID=VALUE;..."),
+            ));
         }
     }
     Ok(lines)
@@ -128,7 +137,11 @@ fn parse(line: &str) -> Option<(String, BTreeMap<u32, u64>)> {
 fn differs<'a>(wanted: &'a [String], holds: &str) -> Option<&'a String> {
     let mut now: BTreeMap<(String, u32), u64> = BTreeMap::new();
     for (resource, values) in holds.lines().filter_map(parse) {
-        now.extend(values.into_iter().map(|(id, value)| ((resource.clone(), id), value)));
+        now.extend(
+            values
+                .into_iter()
+                .map(|(id, value)| ((resource.clone(), id), value)),
+        );
     }
     wanted.iter().find(|line| {
         let Some((resource, values)) = parse(line) else {
@@ -175,14 +188,20 @@ impl Group {
         match (rdt.clos_id(), there) {
             // "MUST assign container to this `closID` and generate an error if directory does not exist".
             (Some(name), false) if lines(rdt)?.is_empty() => {
-                return Err(invalid("closID", format!("there is no class {name:?}, and no schema to make one")));
+                return Err(invalid(
+                    "closID",
+                    format!("there is no class {name:?}, and no schema to make one"),
+                ));
             }
             (None, true) => {
-                return Err(invalid("closID", format!("there is a class {id:?} of somebody else's already")));
+                return Err(invalid(
+                    "closID",
+                    format!("there is a class {id:?} of somebody else's already"),
+                ));
             }
             _ => {}
         }
-        let monitored = rdt.enable_monitoring() == &Some(true) || monitored_as_before(rdt);
+        let monitored = rdt.enable_monitoring() == &Some(true);
         Ok(Group {
             monitoring: monitored.then(|| directory.join("mon_groups").join(id)),
             directory,
@@ -236,7 +255,10 @@ impl Group {
 
     /// Takes a process in; those that it makes afterwards follow it.
     pub(crate) fn enter(&self, pid: i32) -> Result<(), RdtError> {
-        for directory in [Some(&self.directory), self.monitoring.as_ref()].into_iter().flatten() {
+        for directory in [Some(&self.directory), self.monitoring.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             let path = directory.join("tasks");
             fs::write(&path, pid.to_string()).map_err(|source| RdtError::File {
                 action: "write",
@@ -276,12 +298,6 @@ impl Group {
             Ok(text) => format!(" ({text})"),
         }
     }
-}
-
-/// Version 1.3 has one word for both.
-#[allow(deprecated)] // they are 1.2's
-fn monitored_as_before(rdt: &LinuxIntelRdt) -> bool {
-    rdt.enable_cmt() == &Some(true) || rdt.enable_mbm() == &Some(true)
 }
 
 fn remove_dir(path: &Path) -> Result<(), RdtError> {

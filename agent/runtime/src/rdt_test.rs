@@ -17,7 +17,11 @@ fn said(error: RdtError) -> String {
 fn prepared(root: &TempDir) -> PathBuf {
     let class = root.path().join("gold");
     fs::create_dir_all(class.join("mon_groups")).unwrap();
-    fs::write(class.join("schemata"), "    MB:0= 20;1=100\n    L3:0=0007f;1=7ff0\n").unwrap();
+    fs::write(
+        class.join("schemata"),
+        "    MB:0= 20;1=100\n    L3:0=0007f;1=7ff0\n",
+    )
+    .unwrap();
     fs::write(class.join("tasks"), "").unwrap();
     class
 }
@@ -71,7 +75,8 @@ fn schemata_are_compared_by_what_they_mean() {
 
 #[test]
 fn resctrl_is_found_by_its_type() {
-    let text = "24 1 0:22 / /sys rw - sysfs sysfs rw\n30 24 0:26 / /sys/fs/re\\040sctrl rw - resctrl resctrl rw\n";
+    let text =
+        "24 1 0:22 / /sys rw - sysfs sysfs rw\n30 24 0:26 / /sys/fs/re\\040sctrl rw - resctrl resctrl rw\n";
     assert_eq!(mounted(text).unwrap(), Path::new("/sys/fs/re sctrl"));
     assert!(mounted("24 1 0:22 / /resctrl rw - sysfs resctrl rw\n").is_none());
 }
@@ -96,7 +101,10 @@ fn a_container_without_a_class_of_a_name_has_one_of_its_own() {
     let schema = rdt(json!({ "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20" }));
     let group = Group::below(root.path(), &schema, "c1").unwrap();
     group.make(&schema).unwrap();
-    assert_eq!(fs::read_to_string(own.join("schemata")).unwrap(), "L3:0=f\nMB:0=20\n");
+    assert_eq!(
+        fs::read_to_string(own.join("schemata")).unwrap(),
+        "L3:0=f\nMB:0=20\n"
+    );
     let changed = rdt(json!({ "memBwSchema": "MB:0=30" }));
     group.update(&changed).unwrap();
     assert_eq!(fs::read_to_string(own.join("schemata")).unwrap(), "MB:0=30\n");
@@ -140,17 +148,16 @@ fn a_class_of_a_name_is_made_compared_or_missed() {
 fn counters_of_a_container_are_its_own() {
     let root = tempfile::tempdir().unwrap();
     let class = prepared(&root);
-    for field in ["enableCMT", "enableMBM", "enableMonitoring"] {
-        let wanted = rdt(json!({ "closID": "gold", field: true }));
-        let group = Group::below(root.path(), &wanted, "c1").unwrap();
-        group.make(&wanted).unwrap();
-        group.enter(80).unwrap();
-        let own = class.join("mon_groups/c1");
-        assert_eq!(fs::read_to_string(own.join("tasks")).unwrap(), "80", "{field}");
-        fs::remove_file(own.join("tasks")).unwrap();
-        group.remove().unwrap();
-        assert!(class.exists() && !own.exists());
-    }
-    let plain = rdt(json!({ "closID": "gold", "enableCMT": false }));
-    assert!(Group::below(root.path(), &plain, "c1").unwrap().monitoring.is_none());
+    let wanted = rdt(json!({ "closID": "gold", "enableMonitoring": true }));
+    let group = Group::below(root.path(), &wanted, "c1").unwrap();
+    group.make(&wanted).unwrap();
+    group.enter(80).unwrap();
+    let own = class.join("mon_groups/c1");
+    assert_eq!(fs::read_to_string(own.join("tasks")).unwrap(), "80");
+    fs::remove_file(own.join("tasks")).unwrap();
+    group.remove().unwrap();
+    assert!(class.exists() && !own.exists());
+    let plain = rdt(json!({ "closID": "gold", "enableMonitoring": false }));
+    let group = Group::below(root.path(), &plain, "c1").unwrap();
+    assert!(group.monitoring.is_none());
 }

@@ -136,7 +136,8 @@ pub fn parse(options: &[String]) -> MountOptions {
         match option.as_str() {
             // Versions of inodes are counted always where they can be: by XFS and Btrfs ever since, by ext4 since Linux 6.1,
             // by tmpfs since 6.6; the new mount API has no word for them.
-            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" | "iversion" | "noiversion" => {}
+            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" | "iversion"
+            | "noiversion" => {}
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive_bind) = (true, true),
             "private" => parsed.propagation = Some((libc::MS_PRIVATE, false)),

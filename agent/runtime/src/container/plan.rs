@@ -311,7 +311,10 @@ pub(super) fn check_namespaces(linux: &Linux) -> Result<&[LinuxNamespace], Start
         // Engines write an empty one for none.
         let path = one.path().as_ref().filter(|path| !path.as_os_str().is_empty());
         if path.is_some_and(|path| !path.is_absolute()) {
-            return Err(invalid(format!("linux.namespaces[{index}].path"), "must be absolute"));
+            return Err(invalid(
+                format!("linux.namespaces[{index}].path"),
+                "must be absolute",
+            ));
         }
     }
     Ok(listed)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::arguments::Arguments;
 use super::super::hooks::Point;
-use super::super::{OciError, SPEC_VERSION};
+use super::super::{OciError, SPEC_VERSION_MAX};
 use super::print;
 use crate::cgroup::Layout;
 use crate::{capability, container, defaults};
@@ -69,7 +69,7 @@ pub(super) fn features() -> Result<i32, OciError> {
     let capabilities: Vec<&str> = capability::ALL.iter().map(|(_, name)| *name).collect();
     print(&json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": SPEC_VERSION,
+        "ociVersionMax": SPEC_VERSION_MAX,
         "hooks": Point::ALL.map(|(_, name)| name),
         "mountOptions": container::mount_options(),
         "linux": {
@@ -119,7 +119,7 @@ fn config() -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     json!({
-        "ociVersion": SPEC_VERSION,
+        "ociVersion": SPEC_VERSION_MAX,
         "process": {
             "terminal": true,
             "user": { "uid": 0, "gid": 0 },
