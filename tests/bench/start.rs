@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use runtime::cgroup::{Cgroup, Layout};
 use runtime::monitor::client::Client;
-use runtime::monitor::{ALLOCATOR, READY, SECCOMP_CACHE};
+use runtime::monitor::{ALLOCATOR, READY, SECCOMP_CACHE, SPEC};
 use runtime::spec::{CgroupSpec, ContainerSpec, IdRange, LogSpec, PidShare, Rootfs, SandboxSpec, Share};
 use serde_json::json;
 use sys::mount::{self, FsContext};
@@ -42,6 +42,8 @@ fn main() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).expect("its mode");
+    // As the agent has it: monitors are in memory (/run), images, writable layers and logs on the disk.
+    let run = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
     let image = directory.path().join("image");
     for path in ["bin", "proc", "dev", "sys", "tmp"] {
         fs::create_dir_all(image.join(path)).expect("a directory");
@@ -51,7 +53,7 @@ fn main() {
     let (mut bare, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let one = bare_plan.once().expect("a bare clone3");
-        let (pod, container) = pod(directory.path(), &image, round);
+        let (pod, container) = pod(run.path(), directory.path(), &image, round);
         // The first of each warms caches.
         if round > 0 {
             bare.push(one);
@@ -144,16 +146,16 @@ impl Bare {
 }
 
 /// Starts a pod with a container, then a further container in it; how long each took.
-fn pod(directory: &Path, image: &Path, round: usize) -> (Duration, Duration) {
+fn pod(run: &Path, directory: &Path, image: &Path, round: usize) -> (Duration, Duration) {
     let top = PathBuf::from(format!("/bulkhead-bench-{}-{round}", std::process::id()));
     let home = directory.join(round.to_string());
     let first = container(&home, image, &top, "first");
     let second = container(&home, image, &top, "second");
     let started = Instant::now();
-    let monitor_home = home.join("monitor");
+    let monitor_home = run.join(round.to_string());
     fs::create_dir(&monitor_home).expect("a directory");
     let sandbox = sandbox(&top);
-    let monitor = monitor(&monitor_home, &directory.join("cache"), &sandbox);
+    let mut monitor = Monitor::start(&monitor_home, &run.join("cache"), &sandbox);
     let mut client = Client::connect(&monitor_home).expect("the monitor listens");
     client.start(first).expect("a container");
     let pod = started.elapsed();
@@ -164,17 +166,12 @@ fn pod(directory: &Path, image: &Path, round: usize) -> (Duration, Duration) {
         client.kill(id).expect("it runs");
     }
     client.shutdown().expect("the monitor ends");
-    end(monitor);
+    monitor.end();
     let layout = Layout::detect().expect("cgroups");
     Cgroup::open(&layout, &top)
         .and_then(|cgroup| cgroup.end(PATIENCE))
         .expect("the pod's groups go");
     (pod, container)
-}
-
-fn end(mut monitor: Child) {
-    let status = monitor.wait().expect("our child");
-    assert!(status.success(), "the monitor: {status}");
 }
 
 fn sandbox(top: &Path) -> SandboxSpec {
@@ -193,29 +190,49 @@ fn sandbox(top: &Path) -> SandboxSpec {
     }
 }
 
-/// Starts a monitor as the agent does, and waits until it listens.
-fn monitor(home: &Path, cache: &Path, sandbox: &SandboxSpec) -> Child {
-    let text = serde_json::to_vec(sandbox).expect("JSON");
-    fs::write(home.join("sandbox.json"), text).expect("the specification");
-    let program = std::env::var_os("BULKHEAD_BIN").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_bulkhead-runtime")),
-        |bin| PathBuf::from(bin).join("bulkhead-runtime"),
-    );
-    let mut monitor = Command::new(program)
-        .arg("monitor")
-        .arg("--dir")
-        .arg(home)
-        .env_clear()
-        .env(SECCOMP_CACHE, cache)
-        .envs([ALLOCATOR])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the monitor");
-    let told = monitor.stdout.as_mut().expect("a pipe");
-    told.read_exact(&mut [0; READY.len()])
-        .expect("the monitor listens");
-    monitor
+/// A monitor, ended with all that it has when something else fails.
+struct Monitor(Child);
+
+impl Monitor {
+    /// Starts one as the agent does, and waits until it listens.
+    fn start(home: &Path, cache: &Path, sandbox: &SandboxSpec) -> Monitor {
+        let text = serde_json::to_vec(sandbox).expect("JSON");
+        fs::write(home.join(SPEC), text).expect("the specification");
+        let program = std::env::var_os("BULKHEAD_BIN").map_or_else(
+            || PathBuf::from(env!("CARGO_BIN_EXE_bulkhead-runtime")),
+            |bin| PathBuf::from(bin).join("bulkhead-runtime"),
+        );
+        let mut monitor = Command::new(program)
+            .arg("monitor")
+            .arg("--dir")
+            .arg(home)
+            .env_clear()
+            .env(SECCOMP_CACHE, cache)
+            .envs([ALLOCATOR])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map(Monitor)
+            .expect("the monitor");
+        let told = monitor.0.stdout.as_mut().expect("a pipe");
+        told.read_exact(&mut [0; READY.len()])
+            .expect("the monitor listens");
+        monitor
+    }
+
+    fn end(&mut self) {
+        let status = self.0.wait().expect("our child");
+        assert!(status.success(), "the monitor: {status}");
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let ended = process::kill(self.0.id() as i32, libc::SIGTERM).and_then(|()| self.0.wait());
+            println!("start: ended a monitor: {ended:?}");
+        }
+    }
 }
 
 /// With limits and the default profile.

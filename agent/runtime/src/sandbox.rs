@@ -2,6 +2,7 @@
 //! shares one, and the pod's cgroup. All are held by descriptors; no process stays, but the minimal init of a shared PID
 //! namespace, which cannot be without one.
 
+mod namespaces;
 mod sysctl;
 mod users;
 
@@ -18,6 +19,7 @@ use sys::{cred, fd, mount, path, process, socket};
 
 use crate::cgroup::{Cgroup, CgroupError, Layout};
 use crate::spec::{IdRange, PidShare, SandboxSpec, Share};
+use namespaces::{Making, Namespaces};
 pub(crate) use sysctl::{sysctl_namespace, sysctl_path};
 pub(crate) use users::{IdMaps, make_user_namespace, root_of};
 
@@ -71,10 +73,7 @@ pub const DESTROY_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Sandbox {
     users: Option<IdRange>,
-    user: Option<OwnedFd>,
-    net: Option<OwnedFd>,
-    ipc: Option<OwnedFd>,
-    uts: Option<OwnedFd>,
+    namespaces: Namespaces,
     pid: Option<OwnedFd>,
     /// First process of the shared PID namespace.
     init: Option<(i32, OwnedFd)>,
@@ -85,8 +84,12 @@ impl Sandbox {
     /// Makes it.
     pub fn create(spec: &SandboxSpec, layout: &Layout) -> Result<Sandbox, SandboxError> {
         check(spec)?;
-        let cgroup = Cgroup::create(layout, &spec.cgroup)?;
-        match Self::build(spec, cgroup.clone()) {
+        // Namespaces and groups take the kernel about as long: they are made beside each other.
+        let making = Making::start(spec)?;
+        let cgroup = Cgroup::create(layout, &spec.cgroup);
+        let namespaces = making.map_or(Ok(Namespaces::default()), Making::finish);
+        let cgroup = cgroup?;
+        match namespaces.and_then(|namespaces| Self::build(spec, namespaces, cgroup.clone())) {
             Ok(sandbox) => Ok(sandbox),
             Err(error) => {
                 cgroup.remove(DESTROY_WAIT)?;
@@ -95,30 +98,14 @@ impl Sandbox {
         }
     }
 
-    fn build(spec: &SandboxSpec, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
+    fn build(spec: &SandboxSpec, namespaces: Namespaces, cgroup: Cgroup) -> Result<Sandbox, SandboxError> {
         let mut sandbox = Sandbox {
             users: spec.users,
-            user: None,
-            net: None,
-            ipc: None,
-            uts: None,
+            namespaces,
             pid: None,
             init: None,
             cgroup,
         };
-        let mut flags = 0;
-        if spec.network == Share::Pod {
-            flags |= libc::CLONE_NEWNET;
-        }
-        if spec.ipc == Share::Pod {
-            flags |= libc::CLONE_NEWIPC;
-        }
-        if spec.hostname.is_some() {
-            flags |= libc::CLONE_NEWUTS;
-        }
-        if flags != 0 || spec.users.is_some() {
-            sandbox.make_namespaces(spec, flags)?;
-        }
         if !spec.sysctls.is_empty() {
             sysctl::set(&sandbox, spec)?;
         }
@@ -129,73 +116,6 @@ impl Sandbox {
             return Err(error);
         }
         Ok(sandbox)
-    }
-
-    /// A child in a new user namespace leaves the others for new ones once its ids are mapped, and stays until we have
-    /// opened them all.
-    fn make_namespaces(&mut self, spec: &SandboxSpec, flags: i32) -> Result<(), SandboxError> {
-        let hostname = spec
-            .hostname
-            .as_deref()
-            .map(|name| c_string("hostname", name))
-            .transpose()?;
-        let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
-        let ids = spec.users.map(|range| {
-            let ids = vec![(0, range.start, range.count)];
-            IdMaps {
-                uids: ids.clone(),
-                gids: ids,
-            }
-        });
-        let body = || {
-            fd::close_inherited(ours.as_fd());
-            let mapped = if ids.is_some() {
-                await_ids(theirs.as_fd())
-            } else {
-                Ok(())
-            };
-            let made = mapped
-                .and_then(|()| process::unshare(flags))
-                .and_then(|()| hostname.as_deref().map_or(Ok(()), cred::sethostname))
-                .and_then(|()| {
-                    if flags & libc::CLONE_NEWNET != 0 {
-                        socket::loopback_up()
-                    } else {
-                        Ok(())
-                    }
-                });
-            tell_and_wait(theirs.as_fd(), made)
-        };
-        let user = ids.as_ref().map_or(0, |_| libc::CLONE_NEWUSER);
-        let child = Helper::start(user as u64, body).map_err(step("start a helper process"))?;
-        drop(theirs);
-        let mapped = ids.as_ref().map_or(Ok(()), |ids| {
-            ids.write(child.pid)
-                .and_then(|()| socket::send(ours.as_fd(), b"0"))
-                .map_err(step("map the ids of a user namespace"))
-        });
-        let made = mapped.and_then(|()| child.told(&ours).map_err(step("make the pod's namespaces")));
-        let opened = made.and_then(|()| {
-            let open = |flag, name| -> Result<Option<OwnedFd>, SandboxError> {
-                if (flags | user) & flag == 0 {
-                    return Ok(None);
-                }
-                child
-                    .namespace(name)
-                    .map(Some)
-                    .map_err(step("open the pod's namespaces"))
-            };
-            Ok((
-                open(libc::CLONE_NEWUSER, "user")?,
-                open(libc::CLONE_NEWNET, "net")?,
-                open(libc::CLONE_NEWIPC, "ipc")?,
-                open(libc::CLONE_NEWUTS, "uts")?,
-            ))
-        });
-        drop(ours);
-        child.finish().map_err(step("end a helper process"))?;
-        (self.user, self.net, self.ipc, self.uts) = opened?;
-        Ok(())
     }
 
     /// The first process of a shared PID namespace: reaps what nobody else does, in an empty root, without any right.
@@ -211,7 +131,7 @@ impl Sandbox {
         )?;
         let entry = leaf.entry()?;
         let (ours, theirs) = socket::seqpacket_pair().map_err(step("make a socket pair"))?;
-        let user = self.user.as_ref().map(AsFd::as_fd);
+        let user = self.user();
         let highest = (0..64)
             .take_while(|bit| cred::has_bounding(*bit).is_ok())
             .last()
@@ -326,22 +246,22 @@ impl Sandbox {
 
     /// Its user namespace.
     pub fn user(&self) -> Option<BorrowedFd<'_>> {
-        self.user.as_ref().map(AsFd::as_fd)
+        self.namespaces.user.as_ref().map(AsFd::as_fd)
     }
 
     /// Its network namespace.
     pub fn net(&self) -> Option<BorrowedFd<'_>> {
-        self.net.as_ref().map(AsFd::as_fd)
+        self.namespaces.net.as_ref().map(AsFd::as_fd)
     }
 
     /// Its IPC namespace.
     pub fn ipc(&self) -> Option<BorrowedFd<'_>> {
-        self.ipc.as_ref().map(AsFd::as_fd)
+        self.namespaces.ipc.as_ref().map(AsFd::as_fd)
     }
 
     /// Its UTS namespace.
     pub fn uts(&self) -> Option<BorrowedFd<'_>> {
-        self.uts.as_ref().map(AsFd::as_fd)
+        self.namespaces.uts.as_ref().map(AsFd::as_fd)
     }
 
     /// Its shared PID namespace.
@@ -429,24 +349,9 @@ fn tell(socket: BorrowedFd<'_>, result: io::Result<()>) -> io::Result<()> {
     socket::send(socket, &message(errno, 0))
 }
 
-/// Tells, then stays until the parent closes its end.
-fn tell_and_wait(socket: BorrowedFd<'_>, result: io::Result<()>) -> i32 {
-    let told = tell(socket, result);
-    let mut byte = [0];
-    i32::from(told.and_then(|()| fd::read(socket, &mut byte)).is_err())
-}
-
 fn join_user(user: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let Some(user) = user else { return Ok(()) };
     process::setns(user, libc::CLONE_NEWUSER)?;
-    become_root()
-}
-
-/// In a new user namespace: waits until the parent has mapped its ids.
-fn await_ids(socket: BorrowedFd<'_>) -> io::Result<()> {
-    if fd::read(socket, &mut [0])? == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ECANCELED));
-    }
     become_root()
 }
 
@@ -479,45 +384,6 @@ fn give_up_rights(highest: u32) -> io::Result<()> {
     }
     cred::capset(cred::CapSets::default())?;
     process::set_no_new_privs()
-}
-
-/// A process that makes namespaces and stays until they were opened.
-struct Helper {
-    pid: i32,
-}
-
-impl Helper {
-    fn start(flags: u64, body: impl FnOnce() -> i32) -> io::Result<Helper> {
-        let args = CloneArgs {
-            flags,
-            exit_signal: libc::SIGCHLD,
-            cgroup: None,
-        };
-        Ok(Helper {
-            pid: process::spawn(args, body)?,
-        })
-    }
-
-    /// What it says of its work.
-    fn told(&self, ours: &OwnedFd) -> io::Result<()> {
-        let mut answer = [0; 8];
-        match fd::read(ours.as_fd(), &mut answer)? {
-            8 => match errno_of(answer) {
-                0 => Ok(()),
-                errno => Err(io::Error::from_raw_os_error(errno)),
-            },
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-
-    fn namespace(&self, name: &str) -> io::Result<OwnedFd> {
-        open_namespace(self.pid, name)
-    }
-
-    /// Call after closing our end, for which it waits.
-    fn finish(self) -> io::Result<()> {
-        process::wait_pid(self.pid).map(drop)
-    }
 }
 
 fn open_namespace(pid: i32, name: &str) -> io::Result<OwnedFd> {
