@@ -62,12 +62,18 @@ pub enum CgroupError {
         usage: u64,
     },
     /// Processes of others would be the container's, or it could not start.
-    #[error("cgroup {} cannot be a container's: {reason}", .path.display())]
+    #[error("{reason}: {}", .path.display())]
     Taken {
         /// The group.
         path: PathBuf,
         /// Why.
         reason: &'static str,
+    },
+    /// Asked for in the words of another version of cgroups.
+    #[error("invalid configuration: unified {name} needs cgroup v2")]
+    Unified {
+        /// The file.
+        name: String,
     },
     /// The machine has no such limit.
     #[error("this machine cannot limit {what}")]

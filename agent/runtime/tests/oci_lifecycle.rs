@@ -343,10 +343,10 @@ fn a_group_that_others_are_in_is_not_taken() {
     let other = Bundle::new("ingroup-other", "true");
     other.change(|config| config["linux"]["cgroupsPath"] = json!(bundle.cgroup.join("c")));
     let said = other.fail(&["create", "c"]);
-    assert!(said.contains("it has processes"), "{said}");
+    assert!(said.contains("container's cgroup is not empty"), "{said}");
     bundle.succeed(&["pause", "c"]);
     let said = other.fail(&["create", "c"]);
-    assert!(said.contains("it is frozen"), "{said}");
+    assert!(said.contains("container's cgroup unexpectedly frozen"), "{said}");
     bundle.succeed(&["resume", "c"]);
     assert_eq!(bundle.status(), "created");
 }

@@ -134,7 +134,8 @@ impl Cgroup {
     }
 
     /// Refuses a group that others are in or that is frozen (runtime-spec 1.2, config-linux.md, Control groups: a runtime may
-    /// check and "MUST generate an error if such a check fails"). It would end them together with the container.
+    /// check and "MUST generate an error if such a check fails"). It would end them together with the container. In
+    /// runc's words.
     pub(crate) fn check_unused(&self) -> Result<(), CgroupError> {
         let taken = |reason| {
             let path = self.path();
@@ -144,10 +145,10 @@ impl Cgroup {
             return Ok(());
         }
         if self.is_frozen()? {
-            return taken("it is frozen");
+            return taken("container's cgroup unexpectedly frozen");
         }
         if !self.pids()?.is_empty() {
-            return taken("it has processes");
+            return taken("container's cgroup is not empty");
         }
         Ok(())
     }

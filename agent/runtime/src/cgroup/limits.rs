@@ -62,9 +62,7 @@ impl Cgroup {
         }
         for (name, value) in resources.unified().iter().flatten() {
             let Some(directory) = self.layout.is_v2().then(|| self.controller("")).flatten() else {
-                return Err(CgroupError::Unsupported {
-                    what: format!("unified {name} without cgroup v2"),
-                });
+                return Err(CgroupError::Unified { name: name.clone() });
             };
             if name.contains('/') || name.starts_with('.') {
                 return Err(CgroupError::Unsupported {
