@@ -103,6 +103,71 @@ fn a_limit_below_what_is_in_use_is_rejected() {
     assert_eq!(bundle.status(), "running");
 }
 
+/// A group whose parent has a limit of its own: whichever of quota and period is first, what is asked for in the end counts.
+#[test]
+fn a_quota_and_its_period_are_changed_together() {
+    let bundle = Bundle::new("quota", "exec sleep 1000");
+    let parent = Cgroup::open(&layout(), &bundle.cgroup).unwrap();
+    bundle.change(|config| {
+        config["linux"]["resources"] = json!({ "cpu": { "quota": 50_000, "period": 100_000 } });
+    });
+    bundle.create(&["create", "c"]);
+    let half = json!({ "cpu": { "quota": 50_000, "period": 100_000 } });
+    parent.update(&serde_json::from_value(half).unwrap()).unwrap();
+    for (quota, period) in [(3000, 10_000), (40_000, 100_000), (500, 1000)] {
+        bundle.succeed(&[
+            "update",
+            "--cpu-period",
+            &period.to_string(),
+            "--cpu-quota",
+            &quota.to_string(),
+            "c",
+        ]);
+        let now = Cgroup::open(&layout(), &bundle.cgroup.join("c"))
+            .unwrap()
+            .values()
+            .unwrap();
+        assert_eq!(
+            (now.cpu_quota_us, now.cpu_period_us.unwrap_or(period)),
+            (Some(quota), period)
+        );
+        if !layout().is_v2() {
+            assert_eq!(
+                text(&bundle, "cpu", "cpu.cfs_period_us").trim(),
+                period.to_string()
+            );
+        }
+    }
+    if !layout().is_v2() {
+        // More than the parent has, whatever the order.
+        let said = bundle.fail(&["update", "--cpu-quota", "600000", "c"]);
+        assert!(said.contains("cpu.cfs_quota_us"), "{said}");
+    }
+}
+
+/// "`-1` for unlimited memory": of the sum with swap too, which cannot be below it.
+#[test]
+fn no_limit_of_memory_is_none_of_swap() {
+    let bundle = Bundle::new("unlimited", "exec sleep 1000");
+    bundle.change(|config| {
+        config["linux"]["resources"] = json!({ "memory": { "limit": 64 << 20 } });
+    });
+    bundle.create(&["create", "c"]);
+    let (memory, swap) = match layout().is_v2() {
+        true => ("memory.max", "memory.swap.max"),
+        false => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    };
+    if directory(&bundle, "memory").join(swap).exists() {
+        bundle.succeed(&["update", "--memory-swap", "96M", "--memory", "64M", "c"]);
+    }
+    bundle.succeed(&["update", "--memory", "-1", "c"]);
+    let now = Cgroup::open(&layout(), &bundle.cgroup.join("c"))
+        .unwrap()
+        .values()
+        .unwrap();
+    assert_eq!((now.memory_max, now.swap_max), (None, None), "{memory} {swap}");
+}
+
 /// oomScoreAdj: set, "the runtime MUST set `oom_score_adj`"; not set, it "MUST NOT change" it.
 #[test]
 fn the_oom_score_is_what_was_said_or_the_callers() {

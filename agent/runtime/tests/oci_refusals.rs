@@ -290,6 +290,20 @@ fn what_features_tells_is_taken_in_a_configuration() {
         bundle.change(|config| config["ociVersion"] = features[end].clone());
         bundle.run(0);
     }
+    // "MUST NOT contain properties that are not defined in this version".
+    let known = |place: &str, names: &str| {
+        for name in features.pointer(place).unwrap().as_object().unwrap().keys() {
+            assert!(names.split(' ').any(|known| known == name), "{place}: {name}");
+        }
+    };
+    known(
+        "",
+        "ociVersionMin ociVersionMax hooks mountOptions linux annotations potentiallyUnsafeConfigAnnotations",
+    );
+    known(
+        "/linux",
+        "namespaces capabilities cgroup seccomp apparmor selinux intelRdt memoryPolicy mountExtensions netDevices",
+    );
     let kinds = list("/linux/namespaces");
     bundle.change(|config| {
         let namespaces = kinds.iter().map(|kind| json!({ "type": kind })).collect();

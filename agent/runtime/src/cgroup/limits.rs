@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::libc::EINVAL;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::{Cgroup, CgroupError, devices, read_if_there, write};
@@ -119,12 +120,7 @@ impl Cgroup {
                 });
             }
         } else {
-            if let Some(period) = period {
-                write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string())?;
-            }
-            if let Some(quota) = quota {
-                write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
-            }
+            self.set_quota_v1(period, quota)?;
             if let Some(period) = cpu.realtime_period().filter(|period| *period != 0) {
                 write(&self.file("cpu", "cpu.rt_period_us")?, &period.to_string())?;
             }
@@ -147,11 +143,32 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Two files of v1: with either first, what holds in between may be more than the parent has, and is refused with EINVAL.
+    fn set_quota_v1(&self, period: Option<u64>, quota: Option<i64>) -> Result<(), CgroupError> {
+        let set_period = || match period {
+            Some(period) => write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string()),
+            None => Ok(()),
+        };
+        let again = match (set_period(), quota) {
+            (Err(CgroupError::File { source, .. }), Some(_)) if source.raw_os_error() == Some(EINVAL) => true,
+            (first, _) => {
+                first?;
+                false
+            }
+        };
+        if let Some(quota) = quota {
+            write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
+        }
+        if again { set_period() } else { Ok(()) }
+    }
+
     fn set_memory_v1(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
         self.check_before(memory)?;
-        // A limit without a word about swap allows none on top, where swap is accounted.
+        // A limit without a word about swap allows none on top, where swap is accounted; no limit leaves none of the sum, as
+        // with runc: the sum never lies below the part.
         let swap = memory.swap().filter(|swap| *swap != 0);
+        let swap = swap.or(limit.filter(|limit| *limit < 0));
         let limit_file = self.file("memory", "memory.limit_in_bytes")?;
         let swap_file = self
             .controller("memory")
@@ -208,7 +225,8 @@ impl Cgroup {
     fn set_memory_v2(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
         self.check_before(memory)?;
-        if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
+        let swap = memory.swap().filter(|swap| *swap != 0);
+        if let Some(swap) = swap.or(limit.filter(|limit| *limit < 0)) {
             let value = match (swap, limit) {
                 (..0, _) => "max".to_owned(),
                 // v1's figure is memory and swap together; v2's is swap alone.
