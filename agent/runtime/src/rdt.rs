@@ -95,7 +95,8 @@ fn lines(rdt: &LinuxIntelRdt) -> Result<Vec<String>, RdtError> {
     for line in rdt.l3_cache_schema().iter().flat_map(|text| text.lines()) {
         // "the value written to `schemata` file MUST be the non-`MB:` line(s) from `l3CacheSchema` and the line from
         // `memBWSchema`".
-        if !line.trim().is_empty() && !(bandwidth.is_some() && line.trim_start().starts_with("MB:")) {
+        let replaced = bandwidth.is_some() && line.trim_start().starts_with("MB:");
+        if !line.trim().is_empty() && !replaced {
             lines.push(line.to_owned());
         }
     }

@@ -219,7 +219,8 @@ fn beside(bundle: &Bundle) -> Vec<PathBuf> {
 /// operation were never attempted".
 #[test]
 fn what_cannot_be_applied_leaves_no_trace() {
-    let changes: [(&str, fn(&mut Value)); 9] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 9] = [
         ("rootfs", |config| config["root"]["path"] = json!("nowhere")),
         ("rootfs", |config| config["root"]["path"] = json!("config.json")),
         ("mount", |config| {
