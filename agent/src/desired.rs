@@ -2,35 +2,50 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::v1::{ConfigMap, Pod};
+use model::Kind;
+use model::uses::{self, Used};
+use proto::v1::Pod;
 use rpc::v1::Desired;
 
-use crate::ledger::{Change, config_map_key};
+use crate::configs::key_of;
+use crate::ledger::Change;
 
-/// What the ledger holds when the message comes.
+/// What is held when the message comes.
 #[derive(Debug, Default)]
 pub(crate) struct Held<'a> {
     /// Pods by uid.
     pub(crate) pods: BTreeMap<&'a str, &'a Pod>,
-    /// NAMESPACE/NAME of ConfigMaps.
-    pub(crate) config_maps: BTreeSet<&'a str>,
+    /// ConfigMaps and Secrets, by NAMESPACE/NAME.
+    pub(crate) configs: BTreeSet<(Kind, &'a str)>,
 }
 
-/// The change that a message makes. A complete one names every pod that is to be here, and brings every ConfigMap that
-/// pods use: what it does not name goes. Pods that it names and that are not held come in later parts.
+/// The change that a message makes. A complete one names every pod that is to be here, and brings every ConfigMap and
+/// Secret that pods use: what it does not name goes. Pods that it names and that are not held come in later parts.
 pub(crate) fn change(held: &Held<'_>, message: Desired) -> Change {
     let mut removed = message.removed;
     let mut removed_config_maps = message.removed_config_maps;
+    let mut removed_secrets = message.removed_secrets;
     if message.complete {
         let listed: BTreeSet<&str> = message.uids.iter().map(String::as_str).collect();
         let (stay, go): (Vec<_>, Vec<_>) = held.pods.iter().partition(|(uid, _)| listed.contains(**uid));
         removed.extend(go.iter().map(|(uid, _)| (**uid).to_owned()));
-        let used: BTreeSet<String> = stay.iter().flat_map(|(_, pod)| config_maps_of(pod)).collect();
-        let unused = held.config_maps.iter().filter(|key| !used.contains(**key));
-        removed_config_maps.extend(unused.map(|key| (*key).to_owned()));
+        let used: BTreeSet<Used> = stay.iter().flat_map(|(_, pod)| uses::of(pod)).collect();
+        for (kind, key) in &held.configs {
+            let one = (*kind, (*key).to_owned());
+            if !used.contains(&one) {
+                match kind {
+                    Kind::Secret => removed_secrets.push(one.1),
+                    _ => removed_config_maps.push(one.1),
+                }
+            }
+        }
     }
-    let brought: BTreeSet<String> = message.config_maps.iter().map(config_map_key).collect();
+    let maps = message.config_maps.iter().map(|map| map.metadata.as_ref());
+    let brought: BTreeSet<String> = maps.map(key_of).collect();
     removed_config_maps.retain(|key| !brought.contains(key));
+    let secrets = message.secrets.iter().map(|secret| secret.metadata.as_ref());
+    let brought: BTreeSet<String> = secrets.map(key_of).collect();
+    removed_secrets.retain(|key| !brought.contains(key));
     let pods: Vec<Pod> = message
         .pods
         .into_iter()
@@ -43,6 +58,8 @@ pub(crate) fn change(held: &Held<'_>, message: Desired) -> Change {
         removed,
         config_maps: message.config_maps,
         removed_config_maps,
+        secrets: message.secrets,
+        removed_secrets,
         peers: message.peers_changed.then_some(message.peers),
     }
 }
@@ -52,49 +69,12 @@ pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.as_ref().map(|meta| &*meta.uid).unwrap_or_default()
 }
 
-/// NAMESPACE/NAME of each ConfigMap that a pod uses.
-pub(crate) fn config_maps_of(pod: &Pod) -> BTreeSet<String> {
-    let Some(spec) = &pod.spec else {
-        return BTreeSet::new();
-    };
-    let mut names = BTreeSet::new();
-    for container in spec.init_containers.iter().chain(&spec.containers) {
-        let values = container.env.iter().filter_map(|env| env.value_from.as_ref());
-        names.extend(values.filter_map(|value| Some(&*value.config_map_key_ref.as_ref()?.name)));
-        let whole = container.env_from.iter();
-        names.extend(whole.filter_map(|source| Some(&*source.config_map_ref.as_ref()?.name)));
-    }
-    let volumes = spec.volumes.iter();
-    names.extend(volumes.filter_map(|volume| Some(&*volume.config_map.as_ref()?.name)));
-    let namespace = pod
-        .metadata
-        .as_ref()
-        .map(|meta| &*meta.namespace)
-        .unwrap_or_default();
-    names
-        .into_iter()
-        .map(|name| format!("{namespace}/{name}"))
-        .collect()
-}
-
-/// ConfigMaps after a change.
-pub(crate) fn with_config_maps(
-    mut maps: BTreeMap<String, ConfigMap>,
-    change: &Change,
-) -> BTreeMap<String, ConfigMap> {
-    for key in &change.removed_config_maps {
-        maps.remove(key);
-    }
-    for map in &change.config_maps {
-        maps.insert(config_map_key(map), map.clone());
-    }
-    maps
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::v1::{ConfigMapVolumeSource, ObjectMeta, PodSpec, Volume};
+    use proto::v1::{ConfigMap, ConfigMapVolumeSource, ObjectMeta, PodSpec, Secret, Volume};
+
+    use crate::configs::Configs;
 
     fn pod(uid: &str, map: &str) -> Pod {
         Pod {
@@ -131,7 +111,7 @@ mod tests {
     fn held<'a>(pods: &'a [Pod], maps: &[&'a str]) -> Held<'a> {
         Held {
             pods: pods.iter().map(|pod| (uid(pod), pod)).collect(),
-            config_maps: maps.iter().copied().collect(),
+            configs: maps.iter().map(|map| (Kind::ConfigMap, *map)).collect(),
         }
     }
 
@@ -181,8 +161,9 @@ mod tests {
         let change = change(&held(&pods, &["default/x"]), message);
         assert_eq!(change.removed, ["a"]);
         assert!(change.removed_config_maps.is_empty());
-        let maps = with_config_maps([("default/x".to_owned(), ConfigMap::default())].into(), &change);
-        assert_eq!(maps["default/x"], map("x"));
+        let before = Configs::new([("default/x".to_owned(), ConfigMap::default())].into());
+        let after = before.after(&change).unwrap();
+        assert_eq!(after, Configs::new([("default/x".to_owned(), map("x"))].into()));
     }
 
     #[test]
@@ -192,5 +173,35 @@ mod tests {
             ..Desired::default()
         };
         assert!(change(&Held::default(), message).pods.is_empty());
+    }
+
+    #[test]
+    fn secrets_come_and_go_as_config_maps_do() {
+        let secret = |value: &str| Secret {
+            metadata: map("x").metadata,
+            data: [("key".to_owned(), value.as_bytes().to_vec())].into(),
+            ..Secret::default()
+        };
+        let message = Desired {
+            secrets: vec![secret("1")],
+            ..Desired::default()
+        };
+        let brought = change(&Held::default(), message);
+        let configs = Configs::default().after(&brought).unwrap();
+        let content = configs.content(Kind::Secret, "default/x").unwrap();
+        assert_eq!(content.get("key"), Some(&b"1"[..]));
+        assert!(configs.content(Kind::ConfigMap, "default/x").is_none());
+        let held = Held {
+            configs: configs.keys().collect(),
+            ..Held::default()
+        };
+        let message = Desired {
+            complete: true,
+            ..Desired::default()
+        };
+        let gone = change(&held, message);
+        assert_eq!(gone.removed_secrets, ["default/x"]);
+        assert!(gone.removed_config_maps.is_empty());
+        assert_eq!(configs.after(&gone), Some(Configs::default()));
     }
 }

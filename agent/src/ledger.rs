@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use prost::Message;
-use proto::v1::{ConfigMap, Pod};
+use proto::v1::{ConfigMap, Pod, Secret};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use rpc::v1::{Desired, Peer};
 use runtime::spec::IdRange;
@@ -23,6 +23,7 @@ pub use allot::Want;
 pub use claim::{CLAIMS, ClaimError};
 
 use self::allot::{Pool, Taken};
+use crate::configs::key_of;
 use crate::node::ClusterFacts;
 
 /// Single values by name.
@@ -112,6 +113,10 @@ pub struct Change {
     pub config_maps: Vec<ConfigMap>,
     /// NAMESPACE/NAME of those that are gone.
     pub removed_config_maps: Vec<String>,
+    /// New or changed Secrets: they do not come into the ledger.
+    pub secrets: Vec<Secret>,
+    /// NAMESPACE/NAME of those that are gone.
+    pub removed_secrets: Vec<String>,
     /// All other nodes.
     pub peers: Option<Vec<Peer>>,
 }
@@ -178,7 +183,10 @@ impl Ledger {
     /// ConfigMaps of this node's pods, by NAMESPACE/NAME.
     pub fn config_maps(&self) -> Result<BTreeMap<String, ConfigMap>, LedgerError> {
         let maps: Vec<ConfigMap> = self.messages(CONFIG_MAPS)?;
-        Ok(maps.into_iter().map(|map| (config_map_key(&map), map)).collect())
+        Ok(maps
+            .into_iter()
+            .map(|map| (key_of(map.metadata.as_ref()), map))
+            .collect())
     }
 
     /// Revision up to which the agent knows what is desired.
@@ -227,7 +235,7 @@ impl Ledger {
             }
             let mut maps = transaction.open_table(CONFIG_MAPS)?;
             for map in &change.config_maps {
-                maps.insert(&*config_map_key(map), &*map.encode_to_vec())?;
+                maps.insert(&*key_of(map.metadata.as_ref()), &*map.encode_to_vec())?;
             }
             for key in &change.removed_config_maps {
                 maps.remove(&**key)?;
@@ -379,13 +387,6 @@ fn read_facts(bytes: &[u8]) -> Result<ClusterFacts, LedgerError> {
         cluster_range: range(&stored.cluster_range)?,
         domain: stored.domain,
     })
-}
-
-/// NAMESPACE/NAME.
-pub fn config_map_key(map: &ConfigMap) -> String {
-    let meta = map.metadata.as_ref();
-    meta.map(|meta| format!("{}/{}", meta.namespace, meta.name))
-        .unwrap_or_default()
 }
 
 fn value(transaction: &WriteTransaction, name: &str) -> Result<Option<Vec<u8>>, LedgerError> {

@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod calls;
+mod configs;
 mod desired;
 mod durable;
 pub mod events;

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use proto::v1::{ConfigMap, Pod};
+use proto::v1::Pod;
 use rpc::v1::{Desired as Told, HeldPod, PodReport};
 use runtime::cgroup::Layout;
 use tokio::sync::{Notify, watch};
 
+use crate::configs::Configs;
 use crate::desired::{self, Held};
 use crate::ledger::{Change, Ledger, LedgerError};
 use crate::node::Node;
@@ -38,7 +39,7 @@ pub(crate) struct Pods {
 #[derive(Debug, Default)]
 struct Inner {
     entries: BTreeMap<String, Entry>,
-    config_maps: Arc<BTreeMap<String, ConfigMap>>,
+    configs: Arc<Configs>,
     /// Uids whose report has not been sent since it changed.
     dirty: BTreeSet<String>,
     /// Counts actors, so that the end of one is not taken for that of its successor.
@@ -94,11 +95,11 @@ impl Pods {
     /// Starts an actor for every pod of the ledger, and for whatever is left on the machine of pods that it no longer has.
     pub(crate) fn adopt(node: Arc<Node>, found: Found) -> Result<Arc<Self>, LedgerError> {
         let Found { held, left } = found;
-        let config_maps = Arc::new(node.ledger.config_maps()?);
+        let configs = Arc::new(Configs::new(node.ledger.config_maps()?));
         let pods = Arc::new(Self {
             node,
             inner: Mutex::new(Inner {
-                config_maps,
+                configs,
                 ..Inner::default()
             }),
             reported: Notify::new(),
@@ -124,7 +125,7 @@ impl Pods {
             pods: pods
                 .filter_map(|(uid, entry)| Some((&**uid, &**entry.pod.as_ref()?)))
                 .collect(),
-            config_maps: inner.config_maps.keys().map(String::as_str).collect(),
+            configs: inner.configs.keys().collect(),
         };
         desired::change(&held, message)
     }
@@ -132,14 +133,13 @@ impl Pods {
     /// Tells the actors of a change that is in the ledger.
     pub(crate) fn apply(self: &Arc<Self>, change: Change) {
         let mut inner = self.lock();
-        if !(change.config_maps.is_empty() && change.removed_config_maps.is_empty()) {
-            let maps = (*inner.config_maps).clone();
-            inner.config_maps = Arc::new(desired::with_config_maps(maps, &change));
-            let maps = inner.config_maps.clone();
+        if let Some(configs) = inner.configs.after(&change) {
+            inner.configs = Arc::new(configs);
+            let configs = inner.configs.clone();
             for entry in inner.entries.values() {
                 entry
                     .desired
-                    .send_modify(|desired| desired.config_maps = maps.clone());
+                    .send_modify(|desired| desired.configs = configs.clone());
             }
         }
         for uid in &change.removed {
@@ -261,7 +261,7 @@ impl Pods {
     fn start(self: &Arc<Self>, inner: &mut Inner, uid: String, pod: Option<Arc<Pod>>) {
         let (sender, receiver) = watch::channel(Desired {
             pod: pod.clone(),
-            config_maps: inner.config_maps.clone(),
+            configs: inner.configs.clone(),
         });
         let handle = pod::spawn(self.node.clone(), uid.clone(), receiver);
         inner.actors += 1;

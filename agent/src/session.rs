@@ -26,8 +26,6 @@ use crate::node::{ClusterFacts, Node};
 use crate::node_status::NodeStatuses;
 use crate::pods::Pods;
 
-/// Version of the objects that this agent understands; it rises with them.
-const SCHEMA_LEVEL: u32 = 1;
 /// How long a controller may take to answer a Hello, including the search for one that accepts.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pauses after a session that did not come about or ended: the first and the longest.
@@ -224,7 +222,7 @@ impl Session {
     async fn hello(&mut self) -> Result<Hello, SessionError> {
         Ok(Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            schema_level: SCHEMA_LEVEL,
+            schema_level: proto::SCHEMA_LEVEL,
             revision: self.node.ledger.revision()?,
             pods: self.pods.held(),
             node: Some(self.statuses.look().await),

@@ -40,6 +40,7 @@ pub(crate) fn heading(kind: Kind, wide: bool) -> Vec<&'static str> {
         ),
         Kind::Namespace => (&["NAME", "STATUS", "AGE"], &[]),
         Kind::ConfigMap => (&["NAME", "DATA", "AGE"], &[]),
+        Kind::Secret => (&["NAME", "TYPE", "DATA", "AGE"], &[]),
         Kind::Event => (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &[]),
     };
     let mut heading = narrow.to_vec();
@@ -73,6 +74,7 @@ pub(crate) fn cells(object: &Object, wide: bool) -> Vec<String> {
             vec![name, phase.to_owned(), age]
         }
         Some(Any::ConfigMap(it)) => vec![name, data_count(it).to_string(), age],
+        Some(Any::Secret(it)) => vec![name, it.r#type.clone(), it.data.len().to_string(), age],
         Some(Any::Event(it)) => event(it),
         None => vec![name],
     }

@@ -23,6 +23,7 @@ use super::record::Record;
 use super::view::View;
 use super::volume::Volumes;
 use super::{evict, isolation, spec};
+use crate::configs::Configs;
 use crate::image::Image;
 use crate::ledger::Slot;
 use crate::node::Node;
@@ -105,7 +106,7 @@ pub(super) struct Actor {
     pub(super) paths: Paths,
     /// As last wanted.
     pub(super) pod: Option<Arc<Pod>>,
-    pub(super) config_maps: Arc<BTreeMap<String, proto::v1::ConfigMap>>,
+    pub(super) configs: Arc<Configs>,
     pub(super) record: Record,
     /// What the ledger has of it.
     pub(super) saved: Vec<u8>,
@@ -151,7 +152,7 @@ impl Actor {
             view,
             paths,
             pod: None,
-            config_maps: Arc::default(),
+            configs: Arc::default(),
             record: Record::default(),
             saved: Vec::new(),
             slot: None,
@@ -241,7 +242,7 @@ impl Actor {
     /// Takes over what is wanted; what failed before may go well now.
     fn take_desired(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
-        let maps_before = std::mem::replace(&mut self.config_maps, desired.config_maps);
+        let configs_before = std::mem::replace(&mut self.configs, desired.configs);
         let before = self.pod.clone();
         if let Some(pod) = desired.pod {
             let spec = pod.spec.clone().unwrap_or_default();
@@ -262,8 +263,8 @@ impl Actor {
             }
             let namespace = pod.metadata.as_ref().map(|meta| meta.namespace.clone());
             let namespace = namespace.unwrap_or_default();
-            let shown = |maps| Volumes::shown(&spec, &namespace, maps);
-            if shown(&maps_before) != shown(&self.config_maps) {
+            let shown = |configs| Volumes::shown(&spec, &namespace, configs);
+            if shown(&configs_before) != shown(&self.configs) {
                 self.volumes = false;
             }
             if before.is_some_and(|before| spec::bandwidth(&before) != spec::bandwidth(&pod)) {

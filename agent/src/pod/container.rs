@@ -1,6 +1,5 @@
 //! One run of a container as the runtime takes it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -9,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount, Root, Spec, User,
 };
-use proto::v1::{ConfigMap, Container, Pod, PodSpec};
+use proto::v1::{Container, Pod, PodSpec};
 use runtime::spec::{ContainerSpec, LogSpec, Rootfs};
 use runtime::{capability, defaults};
 
@@ -21,6 +20,7 @@ use super::security::{self, Ids, SecurityError};
 use super::selinux::{self, Labels};
 use super::spec;
 use super::volume::{self, VolumeError, Volumes};
+use crate::configs::Configs;
 use crate::image::Image;
 use crate::ledger::Slot;
 use crate::settings::Settings;
@@ -68,7 +68,7 @@ pub(super) struct Build<'a> {
     pub(super) uid: &'a str,
     pub(super) pod: &'a Pod,
     pub(super) container: &'a Container,
-    pub(super) config_maps: &'a BTreeMap<String, ConfigMap>,
+    pub(super) configs: &'a Configs,
     pub(super) image: &'a Image,
     /// The image's layers, or the copies of them that belong to the pod's ids.
     pub(super) lowers: Vec<PathBuf>,
@@ -83,7 +83,7 @@ pub(super) struct Built {
     /// To be kept until it has started.
     pub(super) held: Vec<OwnedFd>,
     pub(super) stop_signal: i32,
-    /// Keys of ConfigMaps that are no names of variables.
+    /// Keys of ConfigMaps and Secrets that are no names of variables.
     pub(super) skipped: Vec<String>,
 }
 
@@ -124,7 +124,7 @@ impl Build<'_> {
         };
         let sources = Sources {
             pod: self.pod,
-            config_maps: self.config_maps,
+            configs: self.configs,
             host_ip,
             pod_ip,
             node_name: self.node_name,
@@ -144,7 +144,7 @@ impl Build<'_> {
         let volumes = Volumes {
             spec: pod_spec,
             namespace: &namespace,
-            config_maps: self.config_maps,
+            configs: self.configs,
             paths: self.paths,
             owner: &owner,
             users: self.slot.ids.is_some() && spec::has_users(pod_spec),

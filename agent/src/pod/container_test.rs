@@ -56,7 +56,7 @@ impl Ground {
             uid: "u1",
             pod: &pod,
             container,
-            config_maps: &BTreeMap::new(),
+            configs: &Configs::default(),
             image: &image,
             lowers: layers,
             slot: Slot::default(),

@@ -1,18 +1,26 @@
 //! Environment, command and arguments of a container, as Kubernetes makes them. Pure.
 
-use std::collections::BTreeMap;
+use model::Kind;
+use proto::v1::{Container, EnvVarSource, Pod};
 
-use proto::v1::{ConfigMap, Container, EnvVarSource, Pod};
-
+use crate::configs::{Configs, NotText};
 use crate::image::ImageConfig;
 
 /// Why a container's configuration is not to be had (yet); in the words that Kubernetes has for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum EnvError {
-    #[error("configmap \"{name}\" not found")]
-    NoConfigMap { name: String },
-    #[error("couldn't find key {key} in ConfigMap {namespace}/{name}")]
+    #[error("{} \"{name}\" not found", .kind.singular())]
+    NotFound { kind: Kind, name: String },
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
     NoKey {
+        kind: Kind,
+        key: String,
+        namespace: String,
+        name: String,
+    },
+    #[error("key {key} in {kind} {namespace}/{name} is no text, as a variable has to be")]
+    NotText {
+        kind: Kind,
         key: String,
         namespace: String,
         name: String,
@@ -26,13 +34,13 @@ pub(super) enum EnvError {
 /// What variables may refer to.
 pub(super) struct Sources<'a> {
     pub(super) pod: &'a Pod,
-    pub(super) config_maps: &'a BTreeMap<String, ConfigMap>,
+    pub(super) configs: &'a Configs,
     pub(super) host_ip: String,
     pub(super) pod_ip: String,
     pub(super) node_name: &'a str,
 }
 
-/// The environment, and keys of ConfigMaps that cannot be variables.
+/// The environment, and keys of ConfigMaps and Secrets that cannot be variables.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     /// In order; each name once.
@@ -75,25 +83,28 @@ fn own(container: &Container, sources: &Sources<'_>) -> Result<Environment, EnvE
         .map(|meta| meta.namespace.as_str())
         .unwrap_or_default();
     for from in &container.env_from {
-        let Some(source) = &from.config_map_ref else {
+        let map = from.config_map_ref.as_ref();
+        let map = map.map(|source| (Kind::ConfigMap, &source.name, source.optional));
+        let secret = from.secret_ref.as_ref();
+        let secret = secret.map(|source| (Kind::Secret, &source.name, source.optional));
+        let Some((kind, name, optional)) = map.or(secret) else {
             continue;
         };
-        let Some(map) = sources.config_maps.get(&format!("{namespace}/{}", source.name)) else {
-            if source.optional == Some(true) {
+        let place = format!("{namespace}/{name}");
+        let Some(content) = sources.configs.content(kind, &place) else {
+            if optional == Some(true) {
                 continue;
             }
-            return Err(EnvError::NoConfigMap {
-                name: source.name.clone(),
-            });
+            let name = name.clone();
+            return Err(EnvError::NotFound { kind, name });
         };
-        for (key, value) in &map.data {
+        for key in content.variables() {
             let name = format!("{}{key}", from.prefix);
-            if model::name::env(&name).is_ok() {
-                environment.set(&name, value.clone());
-            } else {
-                environment
-                    .skipped
-                    .push(format!("{namespace}/{}: {key}", source.name));
+            match content.variable(key) {
+                Some(Ok(value)) if model::name::env(&name).is_ok() => {
+                    environment.set(&name, value.to_owned())
+                }
+                _ => environment.skipped.push(format!("{place}: {key}")),
             }
         }
     }
@@ -117,25 +128,38 @@ fn referred(
     if let Some(field) = &source.field_ref {
         return self::field(&field.field_path, sources).map(Some);
     }
-    let Some(wanted) = &source.config_map_key_ref else {
+    let map = source.config_map_key_ref.as_ref();
+    let map = map.map(|it| (Kind::ConfigMap, &it.name, &it.key, it.optional));
+    let secret = source.secret_key_ref.as_ref();
+    let secret = secret.map(|it| (Kind::Secret, &it.name, &it.key, it.optional));
+    let Some((kind, name, key, optional)) = map.or(secret) else {
         return Ok(None);
     };
-    let optional = wanted.optional == Some(true);
-    let Some(map) = sources.config_maps.get(&format!("{namespace}/{}", wanted.name)) else {
+    let optional = optional == Some(true);
+    let Some(content) = sources.configs.content(kind, &format!("{namespace}/{name}")) else {
         return match optional {
             true => Ok(None),
-            false => Err(EnvError::NoConfigMap {
-                name: wanted.name.clone(),
+            false => Err(EnvError::NotFound {
+                kind,
+                name: name.clone(),
             }),
         };
     };
-    match map.data.get(&wanted.key) {
-        Some(value) => Ok(Some(value.clone())),
+    let (key, namespace, name) = (key.clone(), namespace.to_owned(), name.clone());
+    match content.variable(&key) {
+        Some(Ok(value)) => Ok(Some(value.to_owned())),
         None if optional => Ok(None),
         None => Err(EnvError::NoKey {
-            key: wanted.key.clone(),
-            namespace: namespace.to_owned(),
-            name: wanted.name.clone(),
+            kind,
+            key,
+            namespace,
+            name,
+        }),
+        Some(Err(NotText)) => Err(EnvError::NotText {
+            kind,
+            key,
+            namespace,
+            name,
         }),
     }
 }
@@ -237,8 +261,11 @@ fn expand<'a>(text: &str, get: impl Fn(&str) -> Option<&'a str>) -> String {
 mod tests {
     use super::*;
     use proto::v1::{
-        ConfigMapEnvSource, ConfigMapKeySelector, EnvFromSource, EnvVar, ObjectFieldSelector, ObjectMeta,
+        ConfigMap, ConfigMapEnvSource, ConfigMapKeySelector, EnvFromSource, EnvVar, ObjectFieldSelector,
+        ObjectMeta, Secret, SecretEnvSource, SecretKeySelector,
     };
+
+    use crate::ledger::Change;
 
     fn pod() -> Pod {
         Pod {
@@ -253,14 +280,39 @@ mod tests {
         }
     }
 
-    fn maps() -> BTreeMap<String, ConfigMap> {
+    fn configs() -> Configs {
+        let meta = |name: &str| {
+            Some(ObjectMeta {
+                name: name.into(),
+                namespace: "shop".into(),
+                ..ObjectMeta::default()
+            })
+        };
         let map = ConfigMap {
+            metadata: meta("settings"),
             data: [("colour", "green"), ("bad=key", "x")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
             ..ConfigMap::default()
         };
-        [("shop/settings".to_owned(), map)].into()
+        let secret = Secret {
+            metadata: meta("login"),
+            data: [
+                ("user", &b"admin"[..]),
+                ("password", b"hunter2"),
+                ("key", &[0xff, 0xfe]),
+                ("nul", b"a\0b"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_vec()))
+            .into(),
+            ..Secret::default()
+        };
+        let change = Change {
+            config_maps: vec![map],
+            secrets: vec![secret],
+            ..Change::default()
+        };
+        Configs::default().after(&change).unwrap()
     }
 
     fn plain(name: &str, value: &str) -> EnvVar {
@@ -281,6 +333,7 @@ mod tests {
                     field_path: path.into(),
                 }),
                 config_map_key_ref,
+                secret_key_ref: None,
             }),
         }
     }
@@ -294,10 +347,10 @@ mod tests {
     }
 
     fn run(container: &Container, image: &ImageConfig) -> Result<(Vec<String>, Vec<String>), EnvError> {
-        let (pod, maps) = (pod(), maps());
+        let (pod, configs) = (pod(), configs());
         let sources = Sources {
             pod: &pod,
-            config_maps: &maps,
+            configs: &configs,
             host_ip: "10.0.0.1".into(),
             pod_ip: "10.244.0.2".into(),
             node_name: "n1",
@@ -339,6 +392,7 @@ mod tests {
                     name: "settings".into(),
                     optional: None,
                 }),
+                secret_ref: None,
             }],
             env: vec![
                 from("COLOUR", key("settings", "colour", false), ""),
@@ -414,5 +468,72 @@ mod tests {
         ] {
             assert_eq!(expand(text, get), expanded, "{text}");
         }
+    }
+
+    #[test]
+    fn secrets_become_variables_where_they_are_text() {
+        let secret = |name: &str, key: &str, optional: bool| EnvVar {
+            name: "X".into(),
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: name.into(),
+                    key: key.into(),
+                    optional: Some(optional),
+                }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        };
+        let container = |env: Vec<EnvVar>| Container {
+            command: vec!["sh".into(), "$(X)".into()],
+            env,
+            ..Container::default()
+        };
+        let image = ImageConfig::default();
+        let (line, env) = run(&container(vec![secret("login", "password", false)]), &image).unwrap();
+        assert_eq!(line, ["sh", "hunter2"]);
+        assert!(env.contains(&"X=hunter2".to_owned()), "{env:?}");
+        for (name, key, optional, told) in [
+            ("nope", "user", false, "secret \"nope\" not found"),
+            (
+                "login",
+                "nope",
+                false,
+                "couldn't find key nope in Secret shop/login",
+            ),
+            (
+                "login",
+                "key",
+                true,
+                "key key in Secret shop/login is no text, as a variable has to be",
+            ),
+            (
+                "login",
+                "nul",
+                false,
+                "key nul in Secret shop/login is no text, as a variable has to be",
+            ),
+        ] {
+            let refused = run(&container(vec![secret(name, key, optional)]), &image).unwrap_err();
+            assert_eq!(refused.to_string(), told);
+        }
+        for (name, key) in [("nope", "user"), ("login", "nope")] {
+            let (_, env) = run(&container(vec![secret(name, key, true)]), &image).unwrap();
+            assert!(!env.iter().any(|line| line.starts_with("X=")), "{env:?}");
+        }
+        let whole = Container {
+            env_from: vec![EnvFromSource {
+                prefix: "S_".into(),
+                secret_ref: Some(SecretEnvSource {
+                    name: "login".into(),
+                    optional: None,
+                }),
+                ..EnvFromSource::default()
+            }],
+            ..container(Vec::new())
+        };
+        let (_, env) = run(&whole, &image).unwrap();
+        let ours: Vec<&String> = env.iter().filter(|line| line.starts_with("S_")).collect();
+        assert_eq!(ours, ["S_password=hunter2", "S_user=admin"]);
     }
 }

@@ -134,7 +134,7 @@ impl Actor {
     async fn prepare_volumes(&mut self) -> Result<(), Trouble> {
         let pod = self.pod()?;
         let slot = self.slot.unwrap_or_default();
-        let (paths, maps) = (self.paths.clone(), Arc::clone(&self.config_maps));
+        let (paths, configs) = (self.paths.clone(), Arc::clone(&self.configs));
         // Writable layers of runs that are no more; while some run, the others were removed at their end.
         let fresh = self
             .record
@@ -156,7 +156,7 @@ impl Actor {
             let volumes = Volumes {
                 spec: pod_spec,
                 namespace: &namespace.unwrap_or_default(),
-                config_maps: &maps,
+                configs: &configs,
                 paths: &paths,
                 owner: &owner,
                 users: slot.ids.is_some() && spec::has_users(pod_spec),

@@ -35,13 +35,13 @@ mod volume;
 #[cfg(test)]
 mod real_test;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use proto::v1::{ConfigMap, Pod};
+use proto::v1::Pod;
 use rpc::v1::{ContainerEnd, InspectResponse, PodReport};
 use tokio::sync::watch;
 
+use crate::configs::Configs;
 use crate::node::Node;
 
 pub use isolation::IsolationError;
@@ -52,8 +52,8 @@ pub use view::ContainerHandle;
 pub struct Desired {
     /// None: it is to go, and its end is reported with `gone`.
     pub pod: Option<Arc<Pod>>,
-    /// By NAMESPACE/NAME.
-    pub config_maps: Arc<BTreeMap<String, ConfigMap>>,
+    /// ConfigMaps and Secrets of the node's pods.
+    pub(crate) configs: Arc<Configs>,
 }
 
 /// A pod on this node. Clones are the same.

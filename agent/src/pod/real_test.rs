@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::monitor::Client;
 use super::{Desired, Handle, spawn};
+use crate::configs::Configs;
 use crate::image::{Registries, RootDefaults, Store};
 use crate::ledger::Ledger;
 use crate::network::{Backend, Network, NetworkConfig};
@@ -161,7 +162,9 @@ impl Ground {
     fn start(&self, pod: &Pod) -> (watch::Sender<Desired>, Handle) {
         let (sender, receiver) = watch::channel(Desired {
             pod: Some(Arc::new(pod.clone())),
-            config_maps: Arc::new([("default/settings".to_owned(), settings_map("green"))].into()),
+            configs: Arc::new(Configs::new(
+                [("default/settings".to_owned(), settings_map("green"))].into(),
+            )),
         });
         let uid = pod.metadata.as_ref().unwrap().uid.clone();
         let handle = spawn(Arc::clone(&self.node), uid, receiver);
@@ -404,7 +407,9 @@ fn a_pod_comes_up_is_adopted_survives_its_monitor_and_goes_without_a_trace() {
         let pid = isolation.containers[0].pid;
 
         sender.send_modify(|desired| {
-            desired.config_maps = Arc::new([("default/settings".to_owned(), settings_map("red"))].into());
+            desired.configs = Arc::new(Configs::new(
+                [("default/settings".to_owned(), settings_map("red"))].into(),
+            ));
         });
         let began = Instant::now();
         while output(&handle, &["cat", "/settings/colour"]).await != "red" {

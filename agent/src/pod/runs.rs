@@ -169,7 +169,7 @@ impl Actor {
         let pod = self.pod()?;
         let (node, uid) = (Arc::clone(&self.node), self.uid.clone());
         let (container, image) = (container.clone(), Arc::clone(image));
-        let (maps, paths) = (Arc::clone(&self.config_maps), self.paths.clone());
+        let (configs, paths) = (Arc::clone(&self.configs), self.paths.clone());
         let slot = self.slot.unwrap_or_default();
         blocking(move || {
             Build {
@@ -178,7 +178,7 @@ impl Actor {
                 uid: &uid,
                 pod: &pod,
                 container: &container,
-                config_maps: &maps,
+                configs: &configs,
                 image: &image,
                 lowers,
                 slot,

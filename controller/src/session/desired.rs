@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use model::uses::{self, Used};
 use model::{Kind, object};
 use prost::Message;
-use proto::state::v1::Key;
-use proto::v1::{ConfigMap, Node, Pod};
+use proto::v1::object::Object as Any;
+use proto::v1::{Node, Object, Pod};
 use rpc::v1::{Desired, HeldPod, Peer};
 use state::State;
 
@@ -43,8 +44,8 @@ pub(super) struct Known {
     /// Everything up to here.
     revision: u64,
     pods: BTreeMap<String, KnownPod>,
-    /// By NAMESPACE/NAME, with the resourceVersion; None: told that there is none.
-    config_maps: BTreeMap<String, Option<String>>,
+    /// ConfigMaps and Secrets, with their resourceVersions; None: told that there is none.
+    used: BTreeMap<Used, Option<String>>,
     /// None before the first difference.
     peers: Option<Arc<Peers>>,
 }
@@ -52,8 +53,8 @@ pub(super) struct Known {
 #[derive(Debug)]
 struct KnownPod {
     version: u64,
-    /// Keys of the ConfigMaps that it uses; None before the first look at it.
-    config_maps: Option<BTreeSet<String>>,
+    /// ConfigMaps and Secrets that it uses; None before the first look at it.
+    uses: Option<BTreeSet<Used>>,
 }
 
 impl Known {
@@ -62,14 +63,14 @@ impl Known {
         let pods = held.into_iter().map(|pod| {
             let known = KnownPod {
                 version: pod.resource_version.parse().unwrap_or(0), // not of ours: it is sent again
-                config_maps: None,
+                uses: None,
             };
             (pod.uid, known)
         });
         Self {
             revision,
             pods: pods.collect(),
-            config_maps: BTreeMap::new(),
+            used: BTreeMap::new(),
             peers: None,
         }
     }
@@ -80,13 +81,13 @@ impl Known {
     }
 
     /// What the agent has to hear so that it knows `state`, in parts; none when it knows all of it. The first difference is
-    /// complete. Unless `config_maps` have changed, only those are looked at that the agent does not know yet.
+    /// complete. Unless ConfigMaps or Secrets have changed, only those are looked at that the agent does not know yet.
     pub(super) fn difference(
         &mut self,
         state: &State,
         node: &str,
         peers: &Arc<Peers>,
-        config_maps_changed: bool,
+        used_changed: bool,
     ) -> Vec<Desired> {
         let before = self.revision;
         let complete = self.peers.is_none();
@@ -110,8 +111,13 @@ impl Known {
             head.removed = gone;
         }
         let pods = self.pods_to_send(state, &versions);
-        let (config_maps, removed) = self.config_maps_to_send(state, complete || config_maps_changed);
-        head.removed_config_maps = removed;
+        let (used, gone) = self.used_to_send(state, complete || used_changed);
+        for (kind, key) in gone {
+            match kind {
+                Kind::Secret => head.removed_secrets.push(key),
+                _ => head.removed_config_maps.push(key),
+            }
+        }
         if self
             .peers
             .as_ref()
@@ -124,12 +130,12 @@ impl Known {
         let news = complete
             || head.peers_changed
             || !(head.removed.is_empty() && head.removed_config_maps.is_empty())
-            || !(pods.is_empty() && config_maps.is_empty());
+            || !(head.removed_secrets.is_empty() && pods.is_empty() && used.is_empty());
         if !news {
             return Vec::new();
         }
         self.revision = state.revision();
-        parts(head, config_maps, pods, before)
+        parts(head, used, pods, before)
     }
 
     fn pods_to_send(&mut self, state: &State, versions: &BTreeMap<&str, u64>) -> Vec<Pod> {
@@ -137,7 +143,7 @@ impl Known {
         for (uid, version) in versions {
             let known = self.pods.get(*uid);
             let current = known.is_some_and(|known| known.version >= *version);
-            if current && known.is_some_and(|known| known.config_maps.is_some()) {
+            if current && known.is_some_and(|known| known.uses.is_some()) {
                 continue;
             }
             let Some(pod) = state.by_uid(uid).and_then(object::into::<Pod>) else {
@@ -145,7 +151,7 @@ impl Known {
             };
             let known = KnownPod {
                 version: known.map_or(0, |known| known.version).max(*version),
-                config_maps: Some(config_maps_of(&pod)),
+                uses: Some(uses::of(&pod)),
             };
             self.pods.insert((*uid).to_owned(), known);
             if !current {
@@ -155,32 +161,28 @@ impl Known {
         pods
     }
 
-    /// ConfigMaps to send, and keys of those that are gone.
-    fn config_maps_to_send(&mut self, state: &State, all: bool) -> (Vec<ConfigMap>, Vec<String>) {
-        let used = self
-            .pods
-            .values()
-            .filter_map(|pod| pod.config_maps.as_ref())
-            .flatten();
-        let used: BTreeSet<&String> = used.collect();
-        self.config_maps.retain(|key, _| used.contains(key));
+    /// ConfigMaps and Secrets to send, and those that are gone.
+    fn used_to_send(&mut self, state: &State, all: bool) -> (Vec<Object>, Vec<Used>) {
+        let used = self.pods.values().filter_map(|pod| pod.uses.as_ref()).flatten();
+        let used: BTreeSet<&Used> = used.collect();
+        self.used.retain(|one, _| used.contains(one));
         let (mut send, mut gone) = (Vec::new(), Vec::new());
-        for key in used {
-            let known = self.config_maps.get(key);
+        for one in used {
+            let known = self.used.get(one);
             if known.is_some() && !all {
                 continue;
             }
-            let found = config_map(state, key);
+            let found = look_up(state, one);
             let version = found
                 .as_ref()
-                .and_then(|map| Some(map.metadata.as_ref()?.resource_version.clone()));
+                .map(|object| object::meta(object).resource_version.clone());
             if known == Some(&version) {
                 continue;
             }
-            self.config_maps.insert(key.clone(), version);
+            self.used.insert(one.clone(), version);
             match found {
-                Some(map) => send.push(map),
-                None => gone.push(key.clone()),
+                Some(object) => send.push(object),
+                None => gone.push(one.clone()),
             }
         }
         (send, gone)
@@ -191,39 +193,13 @@ fn others<'a>(peers: &'a Peers, node: &'a str) -> impl Iterator<Item = &'a Peer>
     peers.values().filter(move |peer| peer.name != node)
 }
 
-pub(super) fn config_map(state: &State, key: &str) -> Option<ConfigMap> {
+pub(super) fn look_up(state: &State, (kind, key): &Used) -> Option<Object> {
     let (namespace, name) = key.split_once('/')?;
-    let key = Key {
-        kind: Kind::ConfigMap.as_str().to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
-    state.get(&key).and_then(object::into::<ConfigMap>)
+    state.get(&object::key_of(*kind, namespace, name))
 }
 
-/// NAMESPACE/NAME of each ConfigMap that a pod names.
-fn config_maps_of(pod: &Pod) -> BTreeSet<String> {
-    let Some(spec) = &pod.spec else {
-        return BTreeSet::new();
-    };
-    let mut names: BTreeSet<&str> = BTreeSet::new();
-    for container in spec.init_containers.iter().chain(&spec.containers) {
-        let keys = container.env.iter().filter_map(|env| env.value_from.as_ref());
-        names.extend(keys.filter_map(|from| Some(from.config_map_key_ref.as_ref()?.name.as_str())));
-        let whole = container.env_from.iter();
-        names.extend(whole.filter_map(|from| Some(from.config_map_ref.as_ref()?.name.as_str())));
-    }
-    let volumes = spec.volumes.iter();
-    names.extend(volumes.filter_map(|volume| Some(volume.config_map.as_ref()?.name.as_str())));
-    let namespace = pod.metadata.as_ref().map_or("", |meta| meta.namespace.as_str());
-    names
-        .into_iter()
-        .map(|name| format!("{namespace}/{name}"))
-        .collect()
-}
-
-/// ConfigMaps before the pods that use them; only the last part carries the new revision.
-fn parts(head: Desired, config_maps: Vec<ConfigMap>, pods: Vec<Pod>, before: u64) -> Vec<Desired> {
+/// ConfigMaps and Secrets before the pods that use them; only the last part carries the new revision.
+fn parts(head: Desired, used: Vec<Object>, pods: Vec<Pod>, before: u64) -> Vec<Desired> {
     let revision = head.revision;
     let mut parts = Vec::new();
     let mut bytes = head.encoded_len();
@@ -235,9 +211,14 @@ fn parts(head: Desired, config_maps: Vec<ConfigMap>, pods: Vec<Pod>, before: u64
         }
         bytes += next;
     };
-    for config_map in config_maps {
-        room(&mut part, config_map.encoded_len());
-        part.config_maps.push(config_map);
+    for object in used {
+        room(&mut part, object.encoded_len());
+        match object.object {
+            Some(Any::ConfigMap(map)) => part.config_maps.push(map),
+            Some(Any::Secret(secret)) => part.secrets.push(secret),
+            // `uses::of` names no other kind.
+            _ => {}
+        }
     }
     for pod in pods {
         room(&mut part, pod.encoded_len());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::object;
+use model::{Kind, object};
 use proptest::prelude::*;
 use prost::Message;
 use proto::state::v1::command::Kind as Body;
@@ -13,12 +13,13 @@ use proto::state::v1::{
     Transaction,
 };
 use proto::v1::{
-    ConfigMap, ConfigMapVolumeSource, Container, Node, Object, ObjectMeta, Pod, PodSpec, PodStatus, Volume,
+    ConfigMap, ConfigMapVolumeSource, Container, EnvFromSource, Node, Object, ObjectMeta, Pod, PodSpec,
+    PodStatus, Secret, SecretEnvSource, Volume,
 };
 use rpc::v1::{Desired, HeldPod, Peer};
 use state::State;
 
-use super::desired::{Known, Peers};
+use super::desired::{Known, Peers, look_up};
 
 const NODE: &str = "n1";
 
@@ -209,7 +210,7 @@ impl Agent {
         assert_eq!(held, wanted);
         for pod in &wanted {
             let name = used(pod);
-            let wanted = super::desired::config_map(state, &name);
+            let wanted = look_up(state, &(Kind::ConfigMap, name.clone())).and_then(object::into);
             assert_eq!(self.config_maps.get(&name), wanted.as_ref());
         }
     }
@@ -256,7 +257,7 @@ struct World {
     agent: Agent,
     known: Known,
     peers: Arc<Peers>,
-    config_maps_changed: bool,
+    used_changed: bool,
     /// Of the next object.
     uid: u32,
 }
@@ -269,7 +270,7 @@ impl World {
             known: agent.known(),
             agent,
             peers: Arc::default(),
-            config_maps_changed: true,
+            used_changed: true,
             uid: 0,
         }
     }
@@ -305,7 +306,7 @@ impl World {
     }
 
     fn compare(&mut self) -> Vec<Desired> {
-        let changed = std::mem::take(&mut self.config_maps_changed);
+        let changed = std::mem::take(&mut self.used_changed);
         let parts = self.known.difference(&self.state, NODE, &self.peers, changed);
         let before = self.agent.revision;
         for part in parts.iter().rev().skip(1) {
@@ -352,12 +353,12 @@ impl World {
             } => {
                 let name = format!("c{number}");
                 let uid = self.uid("ConfigMap", &name);
-                self.config_maps_changed = true;
+                self.used_changed = true;
                 self.state
                     .apply(&put(config_map(&name, &uid, &value.to_string())));
             }
             Step::DeleteConfigMap(number) => {
-                self.config_maps_changed = true;
+                self.used_changed = true;
                 self.state.apply(&delete("ConfigMap", &format!("c{number}")));
             }
             Step::Peers(number) => {
@@ -475,4 +476,47 @@ fn only_pods_that_it_was_told_of_are_known() {
     known.difference(&world.state, NODE, &world.peers, true);
     let has = ["a", "b", "gone"].map(|uid| known.has(uid));
     assert_eq!(has, [true, false, false]);
+}
+
+#[test]
+fn a_node_is_told_the_secrets_of_its_pods_and_no_others() {
+    let mut world = World::new();
+    for (name, uid) in [("mine", "s1"), ("theirs", "s2"), ("nobodys", "s3")] {
+        let secret = Secret {
+            metadata: Some(meta(name, uid)),
+            data: [("key".to_owned(), name.as_bytes().to_vec())].into(),
+            ..Default::default()
+        };
+        assert!(world.state.apply(&put(object::from(secret))).applied());
+    }
+    place(&mut world.state, "p0", "a", NODE, "c0");
+    place(&mut world.state, "p1", "b", "n2", "c0");
+    for (pod, secret) in [("p0", "mine"), ("p1", "theirs")] {
+        let key = object::key_of(Kind::Pod, "default", pod);
+        let mut pod: Pod = world.state.get(&key).and_then(object::into).unwrap();
+        let spec = pod.spec.as_mut().unwrap();
+        spec.containers = vec![Container {
+            name: "main".to_owned(),
+            env_from: vec![EnvFromSource {
+                secret_ref: Some(SecretEnvSource {
+                    name: secret.to_owned(),
+                    optional: None,
+                }),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }];
+        assert!(world.state.apply(&put(object::from(pod))).applied());
+    }
+    let told = world.compare();
+    let told: Vec<&Secret> = told.iter().flat_map(|part| &part.secrets).collect();
+    let names: Vec<&str> = told
+        .iter()
+        .map(|secret| &*secret.metadata.as_ref().unwrap().name)
+        .collect();
+    assert_eq!(names, ["mine"]);
+    world.state.apply(&delete("Secret", "mine"));
+    world.used_changed = true;
+    let told = world.compare();
+    assert_eq!(told[0].removed_secrets, ["default/mine"]);
 }

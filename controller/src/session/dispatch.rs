@@ -60,7 +60,7 @@ fn all_peers(state: &State) -> Peers {
 
 /// Marks the sessions that one transaction concerns; whether the peers have changed.
 fn tell(changes: &[Change], sessions: &Sessions, peers: &mut Peers) -> bool {
-    let (mut peers_changed, mut maps_changed) = (false, false);
+    let (mut peers_changed, mut used_changed) = (false, false);
     for change in changes {
         match change.object.as_ref().and_then(|object| object.object.as_ref()) {
             Some(Any::Pod(pod)) => {
@@ -69,7 +69,7 @@ fn tell(changes: &[Change], sessions: &Sessions, peers: &mut Peers) -> bool {
                     sessions.mark_pods(node);
                 }
             }
-            Some(Any::ConfigMap(_)) => maps_changed = true,
+            Some(Any::ConfigMap(_) | Any::Secret(_)) => used_changed = true,
             Some(Any::Node(node)) if change.r#type == "DELETED" => {
                 let name = name_of(node);
                 peers_changed |= peers.remove(name).is_some();
@@ -79,8 +79,8 @@ fn tell(changes: &[Change], sessions: &Sessions, peers: &mut Peers) -> bool {
             _ => {}
         }
     }
-    if maps_changed {
-        sessions.mark_config_maps();
+    if used_changed {
+        sessions.mark_used();
     }
     peers_changed
 }

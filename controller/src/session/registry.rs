@@ -20,8 +20,8 @@ const CALLS_MAX: usize = 64;
 pub(super) struct Marks {
     /// Pods of this node.
     pub(super) pods: u64,
-    /// ConfigMaps, of any pod.
-    pub(super) config_maps: u64,
+    /// ConfigMaps and Secrets, of any pod.
+    pub(super) used: u64,
 }
 
 /// The sessions of this member; clones are the same ones.
@@ -150,10 +150,10 @@ impl Sessions {
         }
     }
 
-    /// A ConfigMap has changed: who uses it finds out.
-    pub(super) fn mark_config_maps(&self) {
+    /// A ConfigMap or a Secret has changed: who uses it finds out.
+    pub(super) fn mark_used(&self) {
         for entry in self.inner().open.values() {
-            entry.marks.send_modify(|marks| marks.config_maps += 1);
+            entry.marks.send_modify(|marks| marks.used += 1);
         }
     }
 
@@ -162,7 +162,7 @@ impl Sessions {
         for entry in self.inner().open.values() {
             entry.marks.send_modify(|marks| {
                 marks.pods += 1;
-                marks.config_maps += 1;
+                marks.used += 1;
             });
         }
     }

@@ -239,12 +239,10 @@ impl Talk {
     fn compare(&mut self, first: bool) {
         let marks = *self.inbox.marks.borrow_and_update();
         let peers = self.peers.borrow_and_update().clone();
-        let config_maps_changed = first || marks.config_maps != self.seen.config_maps;
+        let used_changed = first || marks.used != self.seen.used;
         self.seen = marks;
         let state = self.desk.node.stale();
-        let parts = self
-            .known
-            .difference(&state, &self.name, &peers, config_maps_changed);
+        let parts = self.known.difference(&state, &self.name, &peers, used_changed);
         self.parts.extend(parts);
     }
 

@@ -27,8 +27,7 @@ pub use apply::Outcome;
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
 pub use store::State;
 
-/// The newest schema level that this version can apply and read. Every command and snapshot says which it needs.
-pub const SCHEMA_LEVEL: u32 = 1;
+pub use proto::SCHEMA_LEVEL;
 /// Largest object: etcd's, and so Kubernetes', order of magnitude; a watch sends each change whole.
 pub const OBJECT_BYTES_MAX: usize = 1 << 20;
 /// Largest number of operations, and of preconditions, of one transaction: applying it stays well below an election time.

@@ -87,6 +87,14 @@ async fn describe(object: &Object, cluster: &Cluster, out: &mut Output) -> Resul
             field(out, "Status", &rows::node_state(it))?;
             body(object, out)?;
         }
+        Some(Any::Secret(it)) => {
+            field(out, "Type", &it.r#type)?;
+            out.line("Data:")?;
+            // Whoever looks over a shoulder sees the names alone.
+            for (key, value) in &it.data {
+                out.line(format!("  {key}: {} bytes", value.len()))?;
+            }
+        }
         _ => body(object, out)?,
     }
     let fields = format!(

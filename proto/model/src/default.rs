@@ -15,7 +15,9 @@ pub const NAMESPACE: &str = "default";
 pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 /// Seconds between SIGTERM and SIGKILL.
 pub const GRACE_SECONDS: i32 = 30;
-/// Permissions of the files of a config map.
+/// The type of a secret that asks for no keys.
+pub const SECRET_TYPE: &str = "Opaque";
+/// Permissions of the files of a config map or a secret.
 pub const FILE_MODE: i32 = 0o644;
 /// Resources that can be requested and limited; a request that was not written is the limit.
 pub const REQUESTED: [&str; 2] = ["cpu", "memory"];
@@ -41,6 +43,12 @@ pub fn object(object: &mut Object) {
             }
         }
         Some(Any::Event(inner)) => text(&mut inner.r#type, "Normal"),
+        Some(Any::Secret(inner)) => {
+            text(&mut inner.r#type, SECRET_TYPE);
+            let written = std::mem::take(&mut inner.string_data);
+            let bytes = written.into_iter().map(|(key, value)| (key, value.into_bytes()));
+            inner.data.extend(bytes);
+        }
         Some(Any::Namespace(_) | Any::Node(_) | Any::ConfigMap(_)) | None => {}
     }
 }
@@ -98,10 +106,19 @@ pub fn pod_spec(spec: &mut PodSpec) {
         .seccomp_profile
         .get_or_insert_with(|| profile("RuntimeDefault"));
     for volume in &mut spec.volumes {
-        if volume.empty_dir.is_none() && volume.host_path.is_none() && volume.config_map.is_none() {
+        let sources = [
+            volume.empty_dir.is_some(),
+            volume.host_path.is_some(),
+            volume.config_map.is_some(),
+            volume.secret.is_some(),
+        ];
+        if !sources.contains(&true) {
             volume.empty_dir = Some(EmptyDirVolumeSource::default());
         }
         if let Some(source) = &mut volume.config_map {
+            source.default_mode.get_or_insert(FILE_MODE);
+        }
+        if let Some(source) = &mut volume.secret {
             source.default_mode.get_or_insert(FILE_MODE);
         }
     }

@@ -15,6 +15,8 @@ pub enum Kind {
     Pod,
     /// Configuration as keys and values.
     ConfigMap,
+    /// Keys and values that nobody else is to know.
+    Secret,
     /// Replicas of a pod template, with revisions.
     Deployment,
     /// One revision of a deployment.
@@ -123,7 +125,6 @@ const UNSUPPORTED: &[(&str, &str, &[&str])] = &[
     ("RoleBinding", "rolebindings", &[]),
     ("RuntimeClass", "runtimeclasses", &[]),
     ("Scale", "scales", &[]),
-    ("Secret", "secrets", &[]),
     ("SelfSubjectAccessReview", "selfsubjectaccessreviews", &[]),
     ("SelfSubjectReview", "selfsubjectreviews", &[]),
     ("SelfSubjectRulesReview", "selfsubjectrulesreviews", &[]),
@@ -154,10 +155,11 @@ const UNSUPPORTED: &[(&str, &str, &[&str])] = &[
 
 impl Kind {
     /// Every kind, in the order in which dependencies are made: what others need comes first.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Namespace,
         Kind::Node,
         Kind::ConfigMap,
+        Kind::Secret,
         Kind::Deployment,
         Kind::ReplicaSet,
         Kind::Pod,
@@ -171,6 +173,7 @@ impl Kind {
             Kind::Node => "Node",
             Kind::Pod => "Pod",
             Kind::ConfigMap => "ConfigMap",
+            Kind::Secret => "Secret",
             Kind::Deployment => "Deployment",
             Kind::ReplicaSet => "ReplicaSet",
             Kind::Event => "Event",
@@ -184,6 +187,7 @@ impl Kind {
             Kind::Node => "node",
             Kind::Pod => "pod",
             Kind::ConfigMap => "configmap",
+            Kind::Secret => "secret",
             Kind::Deployment => "deployment",
             Kind::ReplicaSet => "replicaset",
             Kind::Event => "event",
@@ -197,6 +201,7 @@ impl Kind {
             Kind::Node => "nodes",
             Kind::Pod => "pods",
             Kind::ConfigMap => "configmaps",
+            Kind::Secret => "secrets",
             Kind::Deployment => "deployments",
             Kind::ReplicaSet => "replicasets",
             Kind::Event => "events",
@@ -210,6 +215,7 @@ impl Kind {
             Kind::Node => &["no"],
             Kind::Pod => &["po"],
             Kind::ConfigMap => &["cm"],
+            Kind::Secret => &[],
             Kind::Deployment => &["deploy"],
             Kind::ReplicaSet => &["rs"],
             Kind::Event => &["ev"],
@@ -220,7 +226,7 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::Deployment | Kind::ReplicaSet => "apps/v1",
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::ConfigMap | Kind::Event => "v1",
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Event => "v1",
         }
     }
 
@@ -352,8 +358,8 @@ mod tests {
             "kind Service is not supported yet"
         );
         assert_eq!(
-            Kind::from_manifest("v1", "Secret").unwrap_err().to_string(),
-            "kind Secret is not supported yet"
+            Kind::from_manifest("v1", "Service").unwrap_err().to_string(),
+            "kind Service is not supported yet"
         );
     }
 

@@ -17,6 +17,7 @@ pub mod selector;
 pub mod template_hash;
 mod time;
 pub mod unknown;
+pub mod uses;
 pub mod validate;
 pub mod write;
 

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use proto::state::v1::Key;
 use proto::v1::object::Object as Any;
-use proto::v1::{ConfigMap, Deployment, Event, Namespace, Node, Object, ObjectMeta, Pod, ReplicaSet};
+use proto::v1::{ConfigMap, Deployment, Event, Namespace, Node, Object, ObjectMeta, Pod, ReplicaSet, Secret};
 
 use crate::Kind;
 
@@ -19,6 +19,7 @@ macro_rules! each {
             Some(Any::Node($inner)) => $then,
             Some(Any::Pod($inner)) => $then,
             Some(Any::ConfigMap($inner)) => $then,
+            Some(Any::Secret($inner)) => $then,
             Some(Any::Deployment($inner)) => $then,
             Some(Any::ReplicaSet($inner)) => $then,
             Some(Any::Event($inner)) => $then,
@@ -68,7 +69,9 @@ macro_rules! typed {
         }
     )*};
 }
-typed!(Namespace, Node, Pod, ConfigMap, Deployment, ReplicaSet, Event);
+typed!(
+    Namespace, Node, Pod, ConfigMap, Secret, Deployment, ReplicaSet, Event
+);
 
 /// A typed object as any object.
 pub fn from<T: Typed>(typed: T) -> Object {
@@ -92,6 +95,7 @@ pub fn try_kind(object: &Object) -> Option<Kind> {
         Any::Node(_) => Kind::Node,
         Any::Pod(_) => Kind::Pod,
         Any::ConfigMap(_) => Kind::ConfigMap,
+        Any::Secret(_) => Kind::Secret,
         Any::Deployment(_) => Kind::Deployment,
         Any::ReplicaSet(_) => Kind::ReplicaSet,
         Any::Event(_) => Kind::Event,
@@ -169,6 +173,9 @@ pub fn spec_equal(a: &Object, b: &Object) -> bool {
         (Some(Any::ConfigMap(a)), Some(Any::ConfigMap(b))) => {
             a.data == b.data && a.binary_data == b.binary_data && a.immutable == b.immutable
         }
+        (Some(Any::Secret(a)), Some(Any::Secret(b))) => {
+            a.data == b.data && a.r#type == b.r#type && a.immutable == b.immutable
+        }
         (Some(Any::Deployment(a)), Some(Any::Deployment(b))) => a.spec == b.spec,
         (Some(Any::ReplicaSet(a)), Some(Any::ReplicaSet(b))) => a.spec == b.spec,
         (Some(Any::Event(a)), Some(Any::Event(b))) => a == b,
@@ -184,9 +191,9 @@ pub fn status_equal(a: &Object, b: &Object) -> bool {
         (Some(Any::Pod(a)), Some(Any::Pod(b))) => a.status == b.status,
         (Some(Any::Deployment(a)), Some(Any::Deployment(b))) => a.status == b.status,
         (Some(Any::ReplicaSet(a)), Some(Any::ReplicaSet(b))) => a.status == b.status,
-        (Some(Any::ConfigMap(_)), Some(Any::ConfigMap(_))) | (Some(Any::Event(_)), Some(Any::Event(_))) => {
-            true
-        }
+        (Some(Any::ConfigMap(_)), Some(Any::ConfigMap(_)))
+        | (Some(Any::Secret(_)), Some(Any::Secret(_)))
+        | (Some(Any::Event(_)), Some(Any::Event(_))) => true,
         _ => false,
     }
 }
@@ -199,6 +206,6 @@ pub fn clear_status(object: &mut Object) {
         Some(Any::Pod(inner)) => inner.status = None,
         Some(Any::Deployment(inner)) => inner.status = None,
         Some(Any::ReplicaSet(inner)) => inner.status = None,
-        Some(Any::ConfigMap(_) | Any::Event(_)) | None => {}
+        Some(Any::ConfigMap(_) | Any::Secret(_) | Any::Event(_)) | None => {}
     }
 }

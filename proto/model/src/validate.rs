@@ -5,6 +5,7 @@
 mod container;
 mod pod;
 mod probe;
+mod secret;
 mod security;
 mod update;
 mod volume;
@@ -19,7 +20,7 @@ use crate::{Kind, name, object, quantity, schema};
 
 pub use update::update;
 
-/// Most bytes of a config map's values, and of an object's annotations (a quarter of it): Kubernetes' own limits.
+/// Most bytes of the values of a config map or a secret, and of an object's annotations (a quarter of it): Kubernetes' own limits.
 pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
 /// Bandwidth annotations, enforced for the whole pod.
 pub const BANDWIDTH: [&str; 2] = [
@@ -125,6 +126,7 @@ pub fn object(object: &Object) -> Vec<FieldError> {
         Some(Any::Deployment(inner)) => workload::deployment(&mut errors, inner),
         Some(Any::ReplicaSet(inner)) => workload::replica_set(&mut errors, inner),
         Some(Any::ConfigMap(inner)) => config_map(&mut errors, inner),
+        Some(Any::Secret(inner)) => secret::secret(&mut errors, inner),
         Some(Any::Namespace(_) | Any::Node(_) | Any::Event(_)) | None => {}
     }
     errors.list

@@ -8,13 +8,14 @@ fn read(name: &str, text: &str) -> Vec<Manifest> {
     manifests(name, text.as_bytes()).unwrap_or_else(|refusals| panic!("{refusals}"))
 }
 
-const ACCEPTED: [(&str, &str); 6] = [
+const ACCEPTED: [(&str, &str); 7] = [
     ("web.yaml", include_str!("manifests/web.yaml")),
     ("hardened.yaml", include_str!("manifests/hardened.yaml")),
     ("tools.yaml", include_str!("manifests/tools.yaml")),
     ("list.json", include_str!("manifests/list.json")),
     ("flow.yaml", include_str!("manifests/flow.yaml")),
     ("anchors.yaml", include_str!("manifests/anchors.yaml")),
+    ("secrets.yaml", include_str!("manifests/secrets.yaml")),
 ];
 
 #[test]

@@ -473,10 +473,10 @@ fn an_empty_list_is_nothing_only_where_a_list_may_stand() {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{containers: [{{name: a, image: b}}], tolerations: [], volumes: [{{name: v, {source}}}]}}\n"
         )
     };
-    accepted(&volume("secret: null"));
+    accepted(&volume("projected: null"));
     assert_refused(
-        &volume("secret: []"),
-        &["f.yaml:4:80: spec.volumes[0].secret: not supported yet"],
+        &volume("projected: []"),
+        &["f.yaml:4:80: spec.volumes[0].projected: not supported yet"],
     );
 }
 

@@ -1,31 +1,32 @@
 //! A pod's volumes on the node, and their mounts in its containers.
 
-mod config_map;
+mod config;
 mod host_path;
 mod sub_path;
 pub(super) mod usage;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use model::Kind;
 use nix::mount::MsFlags;
 use oci_spec::runtime::Mount;
-use proto::v1::{ConfigMap, Container, EmptyDirVolumeSource, PodSpec, Volume, VolumeMount};
+use proto::v1::{Container, EmptyDirVolumeSource, PodSpec, Volume, VolumeMount};
 
 use super::files::{self, FileError, Owner, Paths};
+use crate::configs::{Configs, Content};
 
 /// Why a volume or a mount of it cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VolumeError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("configmap \"{name}\" not found")]
-    NoConfigMap { name: String },
-    #[error("configmap references non-existent config key: {key}")]
-    NoKey { key: String },
+    #[error("{} \"{name}\" not found", .kind.singular())]
+    NotFound { kind: Kind, name: String },
+    #[error("{} references non-existent key: {key}", .kind.singular())]
+    NoKey { kind: Kind, key: String },
     #[error("hostPath type check failed: {} is not a {kind}", .path.display())]
     HostPathType { path: PathBuf, kind: &'static str },
     #[error("failed to {action} {}", .path.display())]
@@ -52,7 +53,7 @@ pub(super) enum VolumeError {
 pub(super) struct Volumes<'a> {
     pub(super) spec: &'a PodSpec,
     pub(super) namespace: &'a str,
-    pub(super) config_maps: &'a BTreeMap<String, ConfigMap>,
+    pub(super) configs: &'a Configs,
     pub(super) paths: &'a Paths,
     pub(super) owner: &'a Owner,
     /// The pod has ids of its own: what belongs to the node is idmapped.
@@ -97,10 +98,13 @@ impl Volumes<'_> {
         if let Some(host) = &volume.host_path {
             return host_path::prepare(host);
         }
-        if let Some(source) = &volume.config_map {
-            let key = format!("{}/{}", self.namespace, source.name);
-            let map = self.config_maps.get(&key);
-            return config_map::prepare(&path, source, map, self.owner, self.fs_group());
+        if let Some(source) = config::source(volume) {
+            if source.kind == Kind::Secret {
+                // Never on a disk.
+                self.tmpfs(&path, None, 0o755, self.fs_group())?;
+            }
+            let content = source.content(self.namespace, self.configs);
+            return config::prepare(&path, &source, content, self.owner, self.fs_group());
         }
         let default = EmptyDirVolumeSource::default();
         let source = volume.empty_dir.as_ref().unwrap_or(&default);
@@ -205,11 +209,11 @@ impl Volumes<'_> {
             }
         } else {
             options.push("nodev");
-            // A file of a ConfigMap is the manifest's, not the container's.
-            read_only |= volume.config_map.is_some();
+            // Files of a ConfigMap or a Secret are the manifest's, not the container's.
+            read_only |= config::source(volume).is_some();
         }
         if !mount.sub_path.is_empty() {
-            let writable = volume.config_map.is_none();
+            let writable = config::source(volume).is_none();
             let give = volume.host_path.is_none().then_some(self.owner);
             let fd = sub_path::open(&source, &mount.sub_path, writable, give).map_err(|error| {
                 VolumeError::SubPath {
@@ -227,23 +231,14 @@ impl Volumes<'_> {
         Ok(bind(&mount.mount_path, &source, &options))
     }
 
-    /// Which ConfigMaps the volumes show, as they are now: when it changes, volumes are brought up to date.
+    /// What of ConfigMaps and Secrets the volumes show, as it is now: when it changes, volumes are brought up to date.
     pub(super) fn shown<'b>(
         spec: &PodSpec,
         namespace: &str,
-        config_maps: &'b BTreeMap<String, ConfigMap>,
-    ) -> Vec<(String, Option<&'b ConfigMap>)> {
-        let sources = spec
-            .volumes
-            .iter()
-            .filter_map(|volume| volume.config_map.as_ref());
-        sources
-            .map(|source| {
-                let key = format!("{namespace}/{}", source.name);
-                let map = config_maps.get(&key);
-                (key, map)
-            })
-            .collect()
+        configs: &'b Configs,
+    ) -> Vec<Option<Content<'b>>> {
+        let sources = spec.volumes.iter().filter_map(config::source);
+        sources.map(|source| source.content(namespace, configs)).collect()
     }
 }
 

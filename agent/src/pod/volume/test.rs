@@ -1,7 +1,7 @@
 use std::os::fd::AsRawFd;
 
 use super::*;
-use proto::v1::{ConfigMapVolumeSource, HostPathVolumeSource, KeyToPath};
+use proto::v1::{ConfigMap, ConfigMapVolumeSource, HostPathVolumeSource, KeyToPath};
 
 fn me() -> Owner {
     Owner {
@@ -36,6 +36,18 @@ fn source(items: &[(&str, &str)]) -> ConfigMapVolumeSource {
     }
 }
 
+/// Brings a volume up to date with one map of that name, or without.
+fn prepare(path: &Path, source: &ConfigMapVolumeSource, map: Option<ConfigMap>) -> Result<(), VolumeError> {
+    let volume = Volume {
+        config_map: Some(source.clone()),
+        ..Volume::default()
+    };
+    let maps = map.map(|map| ("default/settings".to_owned(), map));
+    let configs = Configs::new(maps.into_iter().collect());
+    let source = config::source(&volume).unwrap();
+    config::prepare(path, &source, source.content("default", &configs), &me(), None)
+}
+
 fn visible(path: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(path)
         .unwrap()
@@ -51,7 +63,7 @@ fn a_config_map_shows_and_changes_at_once() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("v");
     let update = |entries: &[(&str, &str)]| {
-        config_map::prepare(&path, &source(&[]), Some(&map(entries)), &me(), None).unwrap();
+        prepare(&path, &source(&[]), Some(map(entries))).unwrap();
     };
     update(&[("colour", "green"), ("old", "x")]);
     assert_eq!(fs::read_to_string(path.join("colour")).unwrap(), "green");
@@ -67,7 +79,7 @@ fn a_config_map_shows_and_changes_at_once() {
     assert_eq!(visible(&path), ["colour", "new"]);
     assert!(!path.join(before).exists(), "old content is removed");
     // Gone from the cluster: the files stay.
-    config_map::prepare(&path, &source(&[]), None, &me(), None).unwrap();
+    prepare(&path, &source(&[]), None).unwrap();
     assert_eq!(visible(&path), ["colour", "new"]);
 }
 
@@ -76,12 +88,12 @@ fn items_choose_paths_and_modes() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("v");
     let items = source(&[("colour", "deep/er/c")]);
-    config_map::prepare(&path, &items, Some(&map(&[("colour", "green")])), &me(), None).unwrap();
+    prepare(&path, &items, Some(map(&[("colour", "green")]))).unwrap();
     assert_eq!(visible(&path), ["deep"]);
     let mode = fs::metadata(path.join("deep/er/c")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let missing = source(&[("absent", "c")]);
-    let error = config_map::prepare(&path, &missing, Some(&map(&[])), &me(), None).unwrap_err();
+    let error = prepare(&path, &missing, Some(map(&[]))).unwrap_err();
     assert!(error.to_string().contains("absent"));
 }
 
@@ -89,13 +101,13 @@ fn items_choose_paths_and_modes() {
 fn a_missing_config_map_is_refused_unless_it_is_optional() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("v");
-    let error = config_map::prepare(&path, &source(&[]), None, &me(), None).unwrap_err();
+    let error = prepare(&path, &source(&[]), None).unwrap_err();
     assert_eq!(error.to_string(), "configmap \"settings\" not found");
     let optional = ConfigMapVolumeSource {
         optional: Some(true),
         ..source(&[])
     };
-    config_map::prepare(&path, &optional, None, &me(), None).unwrap();
+    prepare(&path, &optional, None).unwrap();
     assert_eq!(visible(&path), Vec::<String>::new());
 }
 
@@ -175,11 +187,11 @@ fn mounts_are_read_only_where_said_and_idmapped_where_they_belong_to_the_node() 
     };
     let paths = Paths::new(&settings, "u1");
     let owner = me();
-    let maps = BTreeMap::new();
+    let configs = Configs::default();
     let volumes = Volumes {
         spec: &spec,
         namespace: "default",
-        config_maps: &maps,
+        configs: &configs,
         paths: &paths,
         owner: &owner,
         users: true,

@@ -63,7 +63,7 @@ impl Trial {
         object::set_type_meta(&mut object);
         let meta = object::meta_mut(&mut object);
         stamp(meta, key);
-        meta.generation = i32::from(key.kind != Kind::ConfigMap);
+        meta.generation = i32::from(!matches!(key.kind, Kind::ConfigMap | Kind::Secret));
         meta.creation_timestamp = Some(self.time);
         meta.deletion_timestamp = None;
         meta.deletion_grace_period_seconds = None;
@@ -307,7 +307,7 @@ fn keep_own(meta: &mut ObjectMeta, before: &ObjectMeta, kind: Kind) {
         Kind::Deployment | Kind::ReplicaSet => {
             keep(&mut meta.annotations, &before.annotations, &[REVISION_ANNOTATION]);
         }
-        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Event => {}
+        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Event => {}
     }
 }
 

@@ -127,16 +127,20 @@ fn environment(errors: &mut Errors, path: &str, container: &Container) {
         if !from.prefix.is_empty() {
             errors.check(format!("{path}.prefix"), name::env(&from.prefix));
         }
-        match &from.config_map_ref {
-            None => errors.add(path, "configMapRef is required"),
-            Some(source) => {
-                if errors.required(format!("{path}.configMapRef.name"), &source.name) {
-                    errors.check(
-                        format!("{path}.configMapRef.name"),
-                        name::dns1123_subdomain(&source.name),
-                    );
-                }
+        let (field, name) = match (&from.config_map_ref, &from.secret_ref) {
+            (Some(map), None) => ("configMapRef", &map.name),
+            (None, Some(secret)) => ("secretRef", &secret.name),
+            (None, None) => {
+                errors.add(path, "one of configMapRef and secretRef is required");
+                continue;
             }
+            (Some(_), Some(_)) => {
+                errors.add(path, "configMapRef and secretRef exclude each other");
+                continue;
+            }
+        };
+        if errors.required(format!("{path}.{field}.name"), name) {
+            errors.check(format!("{path}.{field}.name"), name::dns1123_subdomain(name));
         }
     }
     for (index, variable) in container.env.iter().enumerate() {
@@ -160,22 +164,34 @@ fn environment(errors: &mut Errors, path: &str, container: &Container) {
 }
 
 fn value_from(errors: &mut Errors, path: &str, source: &EnvVarSource) {
-    match (&source.config_map_key_ref, &source.field_ref) {
-        (None, None) => errors.add(path, "one of configMapKeyRef and fieldRef is required"),
-        (Some(_), Some(_)) => errors.add(path, "configMapKeyRef and fieldRef exclude each other"),
-        (Some(key), None) => {
-            let path = format!("{path}.configMapKeyRef");
-            if errors.required(format!("{path}.name"), &key.name) {
-                errors.check(format!("{path}.name"), name::dns1123_subdomain(&key.name));
-            }
-            if errors.required(format!("{path}.key"), &key.key) {
-                errors.check(format!("{path}.key"), name::config_key(&key.key));
-            }
+    let config_map = source.config_map_key_ref.as_ref();
+    let secret = source.secret_key_ref.as_ref();
+    let key = config_map.map(|it| ("configMapKeyRef", &it.name, &it.key));
+    let key = key.or_else(|| secret.map(|it| ("secretKeyRef", &it.name, &it.key)));
+    let given = [config_map.is_some(), secret.is_some(), source.field_ref.is_some()];
+    match given.into_iter().filter(|given| *given).count() {
+        0 => errors.add(
+            path,
+            "one of configMapKeyRef, secretKeyRef and fieldRef is required",
+        ),
+        1 => {}
+        _ => errors.add(
+            path,
+            "configMapKeyRef, secretKeyRef and fieldRef exclude each other",
+        ),
+    }
+    if let Some((field, name, key)) = key {
+        let path = format!("{path}.{field}");
+        if errors.required(format!("{path}.name"), name) {
+            errors.check(format!("{path}.name"), name::dns1123_subdomain(name));
         }
-        (None, Some(field)) => {
-            errors.one_of(format!("{path}.fieldRef.apiVersion"), &field.api_version, &["v1"]);
-            field_path(errors, format!("{path}.fieldRef.fieldPath"), &field.field_path);
+        if errors.required(format!("{path}.key"), key) {
+            errors.check(format!("{path}.key"), name::config_key(key));
         }
+    }
+    if let Some(field) = &source.field_ref {
+        errors.one_of(format!("{path}.fieldRef.apiVersion"), &field.api_version, &["v1"]);
+        field_path(errors, format!("{path}.fieldRef.fieldPath"), &field.field_path);
     }
 }
 

@@ -52,6 +52,9 @@ pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
                 errors.add("binaryData", message);
             }
         }
+        (Some(Any::Secret(before)), Some(Any::Secret(after))) => {
+            super::secret::update(&mut errors, before, after)
+        }
         (Some(Any::Node(before)), Some(Any::Node(after))) => {
             let range = |spec: &Option<proto::v1::NodeSpec>| {
                 spec.as_ref()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::v1::{Container, PodSpec, Volume};
+use proto::v1::{Container, KeyToPath, PodSpec, Volume};
 
 use super::Errors;
 use crate::{name, quantity};
@@ -35,6 +35,7 @@ pub(super) fn volumes(errors: &mut Errors, path: &str, volumes: &[Volume]) {
             volume.empty_dir.is_some(),
             volume.host_path.is_some(),
             volume.config_map.is_some(),
+            volume.secret.is_some(),
         ];
         if sources.iter().filter(|written| **written).count() > 1 {
             errors.add(&path, "a volume has one source");
@@ -79,29 +80,42 @@ fn source(errors: &mut Errors, path: &str, volume: &Volume) {
         if errors.required(format!("{path}.name"), &map.name) {
             errors.check(format!("{path}.name"), name::dns1123_subdomain(&map.name));
         }
-        if let Some(bits) = map.default_mode {
-            mode(errors, format!("{path}.defaultMode"), bits);
+        files(errors, &path, map.default_mode, &map.items);
+    }
+    if let Some(secret) = &volume.secret {
+        let path = format!("{path}.secret");
+        if errors.required(format!("{path}.secretName"), &secret.secret_name) {
+            let name = name::dns1123_subdomain(&secret.secret_name);
+            errors.check(format!("{path}.secretName"), name);
         }
-        let mut paths = BTreeSet::new();
-        for (index, item) in map.items.iter().enumerate() {
-            let path = format!("{path}.items[{index}]");
-            if errors.required(format!("{path}.key"), &item.key) {
-                errors.check(format!("{path}.key"), name::config_key(&item.key));
+        files(errors, &path, secret.default_mode, &secret.items);
+    }
+}
+
+/// Keys as files.
+fn files(errors: &mut Errors, path: &str, default_mode: Option<i32>, items: &[KeyToPath]) {
+    if let Some(bits) = default_mode {
+        mode(errors, format!("{path}.defaultMode"), bits);
+    }
+    let mut paths = BTreeSet::new();
+    for (index, item) in items.iter().enumerate() {
+        let path = format!("{path}.items[{index}]");
+        if errors.required(format!("{path}.key"), &item.key) {
+            errors.check(format!("{path}.key"), name::config_key(&item.key));
+        }
+        if errors.required(format!("{path}.path"), &item.path) {
+            if item.path.starts_with('/') || item.path.starts_with("..") || steps_up(&item.path) {
+                errors.add(format!("{path}.path"), "must be a relative path without `..`");
             }
-            if errors.required(format!("{path}.path"), &item.path) {
-                if item.path.starts_with('/') || item.path.starts_with("..") || steps_up(&item.path) {
-                    errors.add(format!("{path}.path"), "must be a relative path without `..`");
-                }
-                if !paths.insert(&item.path) {
-                    errors.add(
-                        format!("{path}.path"),
-                        format!("`{}` is written twice", item.path),
-                    );
-                }
+            if !paths.insert(&item.path) {
+                errors.add(
+                    format!("{path}.path"),
+                    format!("`{}` is written twice", item.path),
+                );
             }
-            if let Some(bits) = item.mode {
-                mode(errors, format!("{path}.mode"), bits);
-            }
+        }
+        if let Some(bits) = item.mode {
+            mode(errors, format!("{path}.mode"), bits);
         }
     }
 }

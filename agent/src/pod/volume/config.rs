@@ -1,4 +1,4 @@
-//! A ConfigMap as files. As in Kubernetes, a volume's visible names are links through `..data`, which is replaced at once:
+//! A ConfigMap or a Secret as files. As in Kubernetes, a volume's visible names are links through `..data`, which is replaced at once:
 //! a reader sees all of the old content or all of the new.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,9 +7,11 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use proto::v1::{ConfigMap, ConfigMapVolumeSource};
+use model::Kind;
+use proto::v1::{KeyToPath, Volume};
 
 use super::VolumeError;
+use crate::configs::{Configs, Content};
 use crate::pod::files::{self, FileError, Owner};
 
 /// The link to what holds now.
@@ -19,21 +21,58 @@ const DATA_NEW: &str = "..data_new";
 /// Content and mode by path.
 type Payload = BTreeMap<PathBuf, (Vec<u8>, u32)>;
 
-/// Makes the volume or brings it up to date. A map that has gone leaves a volume as it is.
+/// Which keys a volume shows, and how.
+pub(super) struct Source<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a str,
+    pub(super) items: &'a [KeyToPath],
+    pub(super) default_mode: Option<i32>,
+    pub(super) optional: bool,
+}
+
+/// Of a volume that shows a ConfigMap or a Secret.
+pub(super) fn source(volume: &Volume) -> Option<Source<'_>> {
+    let map = volume.config_map.as_ref().map(|map| Source {
+        kind: Kind::ConfigMap,
+        name: &map.name,
+        items: &map.items,
+        default_mode: map.default_mode,
+        optional: map.optional == Some(true),
+    });
+    let secret = volume.secret.as_ref();
+    map.or_else(|| {
+        secret.map(|secret| Source {
+            kind: Kind::Secret,
+            name: &secret.secret_name,
+            items: &secret.items,
+            default_mode: secret.default_mode,
+            optional: secret.optional == Some(true),
+        })
+    })
+}
+
+impl Source<'_> {
+    pub(super) fn content<'b>(&self, namespace: &str, configs: &'b Configs) -> Option<Content<'b>> {
+        configs.content(self.kind, &format!("{namespace}/{}", self.name))
+    }
+}
+
+/// Makes the volume or brings it up to date. What has gone leaves a volume as it is.
 pub(super) fn prepare(
     path: &Path,
-    source: &ConfigMapVolumeSource,
-    map: Option<&ConfigMap>,
+    source: &Source<'_>,
+    content: Option<Content<'_>>,
     owner: &Owner,
     group: Option<u32>,
 ) -> Result<(), VolumeError> {
-    let payload = match (map, source.optional == Some(true)) {
-        (Some(map), optional) => payload(source, map, optional, group)?,
-        (None, true) => Payload::new(),
-        (None, false) if path.join(DATA).exists() => return Ok(()),
-        (None, false) => {
-            return Err(VolumeError::NoConfigMap {
-                name: source.name.clone(),
+    let payload = match content {
+        Some(content) => payload(source, content, group)?,
+        None if source.optional => Payload::new(),
+        None if path.join(DATA).exists() => return Ok(()),
+        None => {
+            return Err(VolumeError::NotFound {
+                kind: source.kind,
+                name: source.name.to_owned(),
             });
         }
     };
@@ -41,39 +80,28 @@ pub(super) fn prepare(
 }
 
 /// What the volume shows: all keys, or the items chosen.
-fn payload(
-    source: &ConfigMapVolumeSource,
-    map: &ConfigMap,
-    optional: bool,
-    group: Option<u32>,
-) -> Result<Payload, VolumeError> {
-    let content = |key: &str| {
-        let text = map.data.get(key).map(|text| text.as_bytes().to_vec());
-        text.or_else(|| map.binary_data.get(key).cloned())
-    };
+fn payload(source: &Source<'_>, content: Content<'_>, group: Option<u32>) -> Result<Payload, VolumeError> {
     let mode = |mode: Option<i32>| {
         let mode = mode.or(source.default_mode).unwrap_or(model::default::FILE_MODE);
         let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
         // Kubernetes: a group that owns a volume's files may read them.
         if group.is_some() { mode | 0o440 } else { mode }
     };
-    let mut payload = Payload::new();
     if source.items.is_empty() {
-        for key in map.data.keys().chain(map.binary_data.keys()) {
-            if let Some(bytes) = content(key) {
-                payload.insert(PathBuf::from(key), (bytes, mode(None)));
-            }
-        }
-        return Ok(payload);
+        let entries = content.entries();
+        let files = entries.map(|(key, bytes)| (PathBuf::from(key), (bytes.to_vec(), mode(None))));
+        return Ok(files.collect());
     }
-    for item in &source.items {
-        match content(&item.key) {
+    let mut payload = Payload::new();
+    for item in source.items {
+        match content.get(&item.key) {
             Some(bytes) => {
-                payload.insert(PathBuf::from(&item.path), (bytes, mode(item.mode)));
+                payload.insert(PathBuf::from(&item.path), (bytes.to_vec(), mode(item.mode)));
             }
-            None if optional => {}
+            None if source.optional => {}
             None => {
                 return Err(VolumeError::NoKey {
+                    kind: source.kind,
                     key: item.key.clone(),
                 });
             }
