@@ -114,7 +114,7 @@ fn a_quota_and_its_period_are_changed_together() {
     bundle.create(&["create", "c"]);
     let half = json!({ "cpu": { "quota": 50_000, "period": 100_000 } });
     parent.update(&serde_json::from_value(half).unwrap()).unwrap();
-    for (quota, period) in [(3000, 10_000), (40_000, 100_000), (500, 1000)] {
+    for (quota, period) in [(3000, 10_000), (40_000, 100_000), (1000, 2000)] {
         bundle.succeed(&[
             "update",
             "--cpu-period",
