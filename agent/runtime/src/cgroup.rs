@@ -4,22 +4,26 @@
 //! Plain files: `Layout` finds the hierarchies once, `Cgroup` is a path below all of them. Writing limits is in `limits`,
 //! reading them back in `values`, killing, freezing and removing in `lifecycle`. A process is put into its group by itself (v1, see `Entry`) or by clone3 (v2).
 
+mod block;
 mod devices;
 mod layout;
 mod lifecycle;
 mod limits;
+mod owner;
 mod rare;
 mod values;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 pub(crate) use devices::examine;
 pub use layout::{Hierarchy, Layout};
 pub use limits::weight_of_shares;
+pub(crate) use owner::wanted as wanted_owner;
 pub use values::{IoThrottle, Stats, Values};
 
 use crate::spec::CgroupSpec;
@@ -32,7 +36,7 @@ pub enum CgroupError {
     #[error("no cgroup hierarchy is mounted")]
     None,
     /// The path is relative, the root, or leaves it.
-    #[error("cgroup path {} must be absolute, not the root, and without '..'", .path.display())]
+    #[error("cgroup path {} must be absolute, not the root, and without '..' and NUL", .path.display())]
     Path {
         /// The path.
         path: PathBuf,
@@ -56,6 +60,20 @@ pub enum CgroupError {
         limit: i64,
         /// What is charged now.
         usage: u64,
+    },
+    /// Processes of others would be the container's, or it could not start.
+    #[error("{reason}: {}", .path.display())]
+    Taken {
+        /// The group.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Asked for in the words of another version of cgroups.
+    #[error("invalid configuration: unified {name} needs cgroup v2")]
+    Unified {
+        /// The file.
+        name: String,
     },
     /// The machine has no such limit.
     #[error("this machine cannot limit {what}")]
@@ -143,7 +161,9 @@ impl Cgroup {
         let normal = inside
             .components()
             .all(|part| matches!(part, Component::Normal(_)));
-        if !normal || inside.as_os_str().is_empty() {
+        // No file of the kernel's has one in its name: nothing could be made there, nor removed.
+        let nul = inside.as_os_str().as_bytes().contains(&0);
+        if !normal || nul || inside.as_os_str().is_empty() {
             return Err(refuse());
         }
         Ok(Cgroup {

@@ -125,6 +125,8 @@ pub struct Options<'a> {
     pub die_with_parent: bool,
     /// The caller is in the container's user namespace already, in a mount namespace that this one owns.
     pub inside_user: bool,
+    /// The container waits and is never released: its configuration names no program.
+    pub no_program: bool,
     /// What is executed instead of the first argument: as execv(3), path and argv[0] apart.
     pub program: Option<&'a str>,
     /// The container's state as the OCI specification has it, for the supervisor of a seccomp profile with notifications;
@@ -191,8 +193,8 @@ pub enum StartError {
         program: String,
         /// `executable file not found in $PATH`, `no such file or directory`, `permission denied`, ...
         reason: String,
-        /// The kernel's answer.
-        source: io::Error,
+        /// The kernel's number for that; no `source`, as `reason` says the same.
+        errno: i32,
     },
     /// Something on the host's side.
     #[error("failed to {action}{}", .path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
@@ -224,6 +226,9 @@ pub enum StartError {
     /// Seccomp profile.
     #[error("failed to prepare the seccomp profile")]
     Seccomp(#[from] crate::seccomp::SeccompError),
+    /// Class of service.
+    #[error("failed to prepare Intel RDT")]
+    Rdt(#[from] crate::rdt::RdtError),
     /// Cgroup.
     #[error("failed to enter the cgroup")]
     Cgroup(#[from] crate::cgroup::CgroupError),
@@ -236,7 +241,7 @@ impl StartError {
     /// What a shell would exit with: 127 not found, 126 not executable; none when it is no fault of the program.
     pub fn exit_code(&self) -> Option<i32> {
         match self {
-            StartError::Program { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => Some(127),
+            StartError::Program { errno, .. } if *errno == libc::ENOENT => Some(127),
             StartError::Program { .. } => Some(126),
             _ => None,
         }

@@ -212,7 +212,7 @@ fn id_map(text: &str) -> Vec<(u32, u32, u32)> {
 }
 
 /// The lines of a mountinfo file.
-fn mount_lines(text: &str) -> Vec<MountLine> {
+pub(crate) fn mount_lines(text: &str) -> Vec<MountLine> {
     text.lines()
         .filter_map(|line| {
             let (left, right) = line.split_once(" - ")?;

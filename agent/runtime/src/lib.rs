@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod monitor;
 pub mod name;
 pub mod oci;
+pub mod rdt;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

@@ -22,6 +22,8 @@ pub use state::{Record, Status, read_state};
 
 /// Version of the OCI runtime specification that we implement.
 pub const SPEC_VERSION: &str = "1.2.1";
+/// The newest version whose configurations are taken as it means them; what it adds to `SPEC_VERSION` is here.
+const SPEC_VERSION_MAX: &str = "1.3.0";
 /// What is kept until the machine stops, of root; below it is the state of containers, as no caller says otherwise.
 const RUN: &str = "/run/bulkhead";
 /// Compiled seccomp filters, below it: the same profiles come again and again.
@@ -93,6 +95,9 @@ pub enum OciError {
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
+    /// The container's class of service.
+    #[error(transparent)]
+    Rdt(#[from] crate::rdt::RdtError),
     /// systemd, asked for the container's scope.
     #[error(transparent)]
     Systemd(#[from] crate::systemd::SystemdError),

@@ -47,6 +47,11 @@ pub enum SeccompError {
     },
 }
 
+/// Refuses what makes no sense in any profile, without compiling it.
+pub(crate) fn examine(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
+    compile::examine(profile)
+}
+
 /// Where the supervisor of a profile with notifications listens; none when it has no notification.
 pub fn listener(profile: &LinuxSeccomp) -> Result<Option<&Path>, SeccompError> {
     compile::listener(profile)

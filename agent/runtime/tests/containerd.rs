@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use engine::{Daemon, GLUTTON, SERVICE, mask, outcome, runtime, wait_for};
+use engine::{Daemon, GLUTTON, SERVICE, grpc, mask, outcome, runtime, wait_for};
 use runtime::cgroup::{Cgroup, Layout};
 use serde_json::{Value, json};
 
@@ -308,4 +308,52 @@ fn containerd_sees_through_the_life_of_a_container() {
     events.wait().unwrap();
     // Nothing of them is left in our own state.
     assert_eq!(fs::read_dir(ctr.0.path("oci/default")).unwrap().count(), 0);
+}
+
+/// A limit that `ctr run` has no flag for, and changed ones, for which it has no command: as kubelet changes them.
+#[test]
+fn containerd_sets_limits_of_a_specification_and_changes_them() {
+    let Some(ctr) = Containerd::new("containerd_sets_limits_of_a_specification_and_changes_them") else {
+        return;
+    };
+    let mut spec: Value = serde_json::from_str(&ctr.succeed(&["oci", "spec"])).unwrap();
+    let cgroup = ctr.0.cgroup.join("limits");
+    spec["root"]["path"] = json!(ctr.0.path("image"));
+    spec["process"]["args"] = json!(["/bin/sh", "-c", SERVICE]);
+    spec["process"]["env"] = json!(["PATH=/bin"]);
+    spec["linux"]["cgroupsPath"] = json!(cgroup);
+    spec["linux"]["resources"]["pids"] = json!({ "limit": 33 });
+    // A limit that this root may not raise is another test's matter.
+    spec["process"]["rlimits"] = json!([]);
+    fs::write(ctr.0.path("spec.json"), spec.to_string()).unwrap();
+    let (state, config) = (ctr.0.path("oci"), ctr.0.path("spec.json"));
+    let log = format!("file://{}", ctr.0.path("limits").display());
+    let flags = ["run", "--detach", "--log-uri", &log, "--runc-binary", runtime()];
+    let more = [
+        "--runc-root",
+        state.to_str().unwrap(),
+        "--config",
+        config.to_str().unwrap(),
+        "limits",
+    ];
+    ctr.succeed(&[&flags[..], &more].concat());
+    wait_for("the program speaks", || ctr.logs("limits") == "started\n");
+    let pids = || ctr.limit("limits", "pids", ["pids.max", "pids.max"]);
+    assert_eq!(pids(), "33");
+    let resources = json!({ "pids": { "limit": 44 }, "memory": { "limit": 64 << 20 } });
+    let kind = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+    let any = [
+        grpc::field(1, kind.as_bytes()),
+        grpc::field(2, resources.to_string().as_bytes()),
+    ];
+    let request = [grpc::field(1, b"limits"), grpc::field(2, &any.concat())].concat();
+    let method = "/containerd.services.tasks.v1.Tasks/Update";
+    grpc::call(&ctr.0.path("socket"), method, &request).unwrap();
+    assert_eq!(pids(), "44");
+    let memory = ["memory.limit_in_bytes", "memory.max"];
+    assert_eq!(ctr.limit("limits", "memory", memory), (64 << 20).to_string());
+    assert_eq!(ctr.status("limits"), "RUNNING");
+    ctr.succeed(&["tasks", "kill", "--signal", "KILL", "limits"]);
+    wait_for("the end", || ctr.status("limits") == "STOPPED");
+    ctr.succeed(&["tasks", "delete", "--force", "limits"]);
 }

@@ -160,6 +160,11 @@ fn the_page_names_tests_that_exist() {
         .filter_map(|name| name.strip_prefix('`')?.strip_suffix('`'))
         .collect();
     assert!(names.len() > 40, "{names:?}");
+    let table = page.split("| section | MUST |").nth(1).unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let counts = rows.map(|row| row.split('|').nth(2).unwrap().trim().parse::<u32>().unwrap_or(0));
+    let total: u32 = counts.sum();
+    assert!(page.contains(&format!(": {total} times")), "{total} in the rows");
     for name in names {
         assert!(
             sources.contains(&format!("fn {name}(")),

@@ -9,6 +9,7 @@ mod skip;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use bundle::Bundle;
 use serde_json::{Value, json};
@@ -286,5 +287,49 @@ fn a_seccomp_listener_goes_to_its_supervisor() {
     ] {
         bundle.change(|config| config["linux"]["seccomp"][field] = value);
         assert!(bundle.fail(&["run", "c"]).contains("linux.seccomp"), "{field}");
+    }
+}
+
+/// config-linux.md, Seccomp, `listenerPath`: without the action the "value is ignored"; when it is used, exactly one state a
+/// connection, and an error when nobody takes it.
+#[test]
+fn a_listener_is_for_profiles_that_ask() {
+    let bundle = Bundle::new("notifyerrors", "mkdir /made; echo after");
+    let path = bundle.path().join("nobody");
+    let profile = |action: &str, path: &Path| {
+        bundle.change(|config| {
+            config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": path,
+                "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": action }],
+            });
+        });
+    };
+    profile("SCMP_ACT_ERRNO", &path);
+    assert_eq!(bundle.run(0), "after\n");
+    // Nobody listens; a socket of another type; no socket at all.
+    profile("SCMP_ACT_NOTIFY", &path);
+    assert!(bundle.fail(&["create", "c"]).contains("seccomp listener"));
+    bundle.fail(&["state", "c"]);
+    let other = bundle.path().join("datagram");
+    let _datagram = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
+    profile("SCMP_ACT_NOTIFY", &other);
+    assert!(bundle.fail(&["create", "c"]).contains("seccomp listener"));
+    let listener = UnixListener::bind(&path).unwrap();
+    profile("SCMP_ACT_NOTIFY", &path);
+    bundle.create(&["create", "c"]);
+    let mut texts = Vec::new();
+    listener.set_nonblocking(true).unwrap();
+    while let Ok((mut socket, _)) = listener.accept() {
+        socket.set_nonblocking(false).unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut socket, &mut text).unwrap();
+        texts.push(text);
+    }
+    // One connection, one object, and then its end.
+    assert_eq!(texts.len(), 1);
+    let told: Value = serde_json::from_str(&texts[0]).unwrap();
+    for field in ["ociVersion", "fds", "pid", "state"] {
+        assert!(!told[field].is_null(), "{field}: {told}");
     }
 }

@@ -69,7 +69,9 @@ fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
         );
         assert_eq!(state["annotations"]["a.b"], "c");
         assert_eq!(state["bundle"], bundle.path().to_str().unwrap());
-        assert!(state["pid"].as_i64().unwrap() > 1);
+        // State: in the container's namespaces "it is the pid as seen by the container".
+        assert_eq!(state["pid"] == 1, point == "createContainer", "{state}");
+        assert!(state["pid"].as_i64().unwrap() > 0);
         let env = file(&format!("{point}.env"));
         assert!(
             env.contains(&format!("POINT={point}\n")) && !env.contains("HOME="),
@@ -91,7 +93,10 @@ fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
     );
     let started: Value =
         serde_json::from_str(&fs::read_to_string(root.join("started.state")).unwrap()).unwrap();
-    assert_eq!(started["status"], "created");
+    assert_eq!(
+        (&started["status"], &started["pid"]),
+        (&json!("created"), &json!(1))
+    );
     // Without an environment of its own, the program's.
     let env = fs::read_to_string(root.join("started.env")).unwrap();
     assert!(
@@ -113,6 +118,55 @@ fn hooks_run_in_their_order_with_the_state_and_in_their_namespaces() {
         file("order"),
         "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n"
     );
+}
+
+/// config.md: "Hooks MUST be called in the listed order"; poststart "after the user-specified process is executed but before
+/// the start operation returns", poststop "after the container is deleted but before the delete operation returns".
+#[test]
+fn hooks_of_one_point_run_in_the_listed_order_and_at_their_time() {
+    let bundle = Bundle::new("hook-order", "echo $$ > /runs; exec sleep 1000");
+    let directory = bundle.path().display().to_string();
+    let root = bundle.path().join("rootfs");
+    let points = [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ];
+    bundle.change(|config| {
+        config["hooks"] = json!({});
+        for point in points {
+            let place = if point == "startContainer" { "" } else { &directory };
+            let hook = |number: u32, then: &str| {
+                let script = format!("echo {point} {number} >> {place}/order; {then}");
+                json!({ "path": "/bin/sh", "args": ["sh", "-c", script] })
+            };
+            config["hooks"][point] = json!([hook(1, ""), hook(2, ""), hook(3, "")]);
+        }
+        let exists = format!("test -e {directory}/state/c/state.json && echo kept >> {directory}/order; true");
+        config["hooks"]["poststop"][2] = json!({ "path": "/bin/sh", "args": ["sh", "-c", exists] });
+        let runs = format!("i=0; while [ $i -lt 1000 ] && [ ! -s {}/runs ]; do i=$((i+1)); sleep 0.01; done; cat {}/runs >> {directory}/order", root.display(), root.display());
+        config["hooks"]["poststart"][2] = json!({ "path": "/bin/sh", "args": ["sh", "-c", runs] });
+    });
+    let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let order = || read(bundle.path().join("order"));
+    let lines = |points: &[&str]| -> String {
+        let all = points
+            .iter()
+            .flat_map(|point| (1..4).map(move |number| format!("{point} {number}\n")));
+        all.collect()
+    };
+    bundle.create(&["create", "c"]);
+    assert_eq!(order(), lines(&points[..3]));
+    bundle.succeed(&["start", "c"]);
+    assert_eq!(read(root.join("order")), lines(&["startContainer"]));
+    // The third has seen what the program wrote.
+    let started = lines(&points[..3]) + "poststart 1\npoststart 2\n1\n";
+    assert_eq!(order(), started);
+    bundle.succeed(&["delete", "--force", "c"]);
+    assert_eq!(order(), started + "poststop 1\npoststop 2\n");
 }
 
 /// runtime.md, Lifecycle 3 to 5: "MUST generate an error, stop the container, and continue the lifecycle at step 12".
@@ -186,12 +240,12 @@ fn hooks_that_fail_after_the_start_are_warnings() {
     assert_eq!(warnings.count(), 2, "{text}");
 }
 
-/// runtime.md, Lifecycle 9, since 1.2.1: "MUST generate an error, stop the container".
+/// runtime.md, Lifecycle 9, since 1.3: "MUST generate an error, stop the container".
 #[test]
 fn a_poststart_hook_that_fails_stops_a_container_of_the_newer_version() {
     let bundle = Bundle::new("fail-poststart", "exec sleep 1000");
     bundle.change(|config| {
-        config["ociVersion"] = json!("1.2.1");
+        config["ociVersion"] = json!("1.3.0");
         config["hooks"] = json!({ "poststart": [{ "path": "/bin/false" }, tells(&bundle, "poststart")] });
     });
     bundle.create(&["create", "c"]);

@@ -107,6 +107,90 @@ fn namespaces_are_joined_by_path() {
     );
 }
 
+/// config-linux.md, Namespaces: without a path "the runtime MUST create a new container namespace"; of a kind that is not
+/// listed "the container MUST inherit the runtime namespace".
+#[test]
+fn each_kind_of_namespace_is_new_or_the_runtimes() {
+    let bundle = Bundle::new(
+        "kinds",
+        "cd /proc/self/ns; for n in pid net mnt ipc uts user cgroup time; do readlink $n; done",
+    );
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let kinds = ["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"];
+    let links = ["pid", "net", "mnt", "ipc", "uts", "user", "cgroup", "time"];
+    for (kind, link) in kinds.iter().zip(links) {
+        bundle.change(|config| {
+            // The mount namespace is what the others are looked at in; a user namespace asks for its own of the rest.
+            let list = match *kind {
+                "user" => kinds.to_vec(),
+                "mount" => vec!["mount"],
+                kind => vec!["mount", kind],
+            };
+            config["linux"]["namespaces"] = list.iter().map(|kind| json!({ "type": kind })).collect();
+            if *kind == "user" {
+                let map = json!([{ "containerID": 0, "hostID": 700_000, "size": 65_536 }]);
+                config["linux"]["uidMappings"] = map.clone();
+                config["linux"]["gidMappings"] = map;
+            } else {
+                config["linux"]["uidMappings"] = Value::Null;
+                config["linux"]["gidMappings"] = Value::Null;
+            }
+        });
+        let listed: Vec<String> = {
+            let config: Value =
+                serde_json::from_slice(&fs::read(bundle.path().join("config.json")).unwrap()).unwrap();
+            let list = config["linux"]["namespaces"].as_array().unwrap().clone();
+            list.iter()
+                .map(|one| one["type"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let out = bundle.run(0);
+        let seen: Vec<&str> = out.lines().collect();
+        for (index, other) in kinds.iter().enumerate() {
+            let own = fs::read_link(format!("/proc/self/ns/{}", links[index])).unwrap();
+            let new = listed.iter().any(|one| one == other);
+            assert_eq!(
+                own.to_str() != Some(seen[index]),
+                new,
+                "{other} when {kind} ({link}) is listed: {out}"
+            );
+        }
+    }
+}
+
+/// The same section: "MUST generate an error if `path` is not associated with a namespace of type `type`".
+#[test]
+fn a_path_to_another_kind_of_namespace_is_an_error() {
+    let bundle = Bundle::new("wrongkind", "true");
+    for (kind, file) in [
+        ("network", "uts"),
+        ("uts", "ipc"),
+        ("ipc", "net"),
+        ("pid", "mnt"),
+        ("mount", "pid"),
+        ("cgroup", "net"),
+        ("time", "net"),
+        ("user", "net"),
+    ] {
+        let path = format!("/proc/self/ns/{file}");
+        bundle.change(|config| namespace(config, json!({ "type": kind, "path": path })));
+        let said = bundle.fail(&["create", "c"]);
+        assert!(said.contains("namespace"), "{kind} {file}: {said}");
+        bundle.fail(&["state", "c"]);
+        bundle.change(|config| {
+            let list = config["linux"]["namespaces"].as_array_mut().unwrap();
+            list.retain(|one| one["type"] != kind);
+            if kind == "mount" {
+                list.push(json!({ "type": "mount" }));
+            }
+        });
+    }
+    for path in ["/no/such", "/etc/hostname"] {
+        bundle.change(|config| namespace(config, json!({ "type": "uts", "path": path })));
+        assert!(bundle.fail(&["create", "c"]).contains("namespace"), "{path}");
+    }
+}
+
 /// config-linux.md, User namespace mappings; config.md, Mounts, idmap and ridmap.
 #[test]
 fn what_belongs_to_a_new_user_namespace_is_its_roots() {

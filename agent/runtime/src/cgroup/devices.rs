@@ -9,7 +9,8 @@ use super::CgroupError;
 const MAJOR_MAX: i64 = (1 << 12) - 1;
 const MINOR_MAX: i64 = (1 << 20) - 1;
 
-/// Refuses rules that would be read as others: a number beyond what the program compares, a letter that is no access.
+/// Refuses rules that would be read as others: a number beyond what the program compares, a letter that is no access; and
+/// limits that say nothing.
 pub(crate) fn examine(resources: &LinuxResources) -> Result<(), CgroupError> {
     for (index, rule) in resources.devices().iter().flatten().enumerate() {
         let refuse = |part: &str| {
@@ -26,6 +27,23 @@ pub(crate) fn examine(resources: &LinuxResources) -> Result<(), CgroupError> {
         let access = rule.access().as_deref().unwrap_or_default();
         if !access.chars().all(|letter| matches!(letter, 'r' | 'w' | 'm')) {
             return refuse("access");
+        }
+    }
+    let nothing = |field: String| {
+        let what = format!("{field}: it says nothing");
+        Err(CgroupError::Unsupported { what })
+    };
+    // runtime-spec 1.2, config-linux.md, RDMA and Block IO: "You MUST specify at least one of".
+    for (name, limit) in resources.rdma().iter().flatten() {
+        if limit.hca_handles().is_none() && limit.hca_objects().is_none() {
+            return nothing(format!("linux.resources.rdma.{name}"));
+        }
+    }
+    let block = resources.block_io().as_ref();
+    let weights = block.and_then(|block| block.weight_device().as_ref());
+    for (index, one) in weights.into_iter().flatten().enumerate() {
+        if one.weight().is_none() && one.leaf_weight().is_none() {
+            return nothing(format!("linux.resources.blockIO.weightDevice[{index}]"));
         }
     }
     Ok(())

@@ -133,6 +133,26 @@ impl Cgroup {
         }
     }
 
+    /// Refuses a group that others are in or that is frozen (runtime-spec 1.2, config-linux.md, Control groups: a runtime may
+    /// check and "MUST generate an error if such a check fails"). It would end them together with the container. In
+    /// runc's words.
+    pub(crate) fn check_unused(&self) -> Result<(), CgroupError> {
+        let taken = |reason| {
+            let path = self.path();
+            Err(CgroupError::Taken { path, reason })
+        };
+        if !self.exists() {
+            return Ok(());
+        }
+        if self.is_frozen()? {
+            return taken("container's cgroup unexpectedly frozen");
+        }
+        if !self.pids()?.is_empty() {
+            return taken("container's cgroup is not empty");
+        }
+        Ok(())
+    }
+
     /// Looks again until it is so; the kernel tells nobody about these changes. Bounded by STATE_WAIT.
     fn wait_until(
         &self,

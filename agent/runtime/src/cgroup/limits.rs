@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use nix::libc::EINVAL;
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::{Cgroup, CgroupError, devices, read_if_there, write};
 
@@ -20,11 +21,6 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9_999) / 262_142
 }
 
-/// v2's weight (1..10000) for v1's of block I/O (10..1000), as runc and crun convert.
-fn io_weight(weight: u16) -> u64 {
-    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990
-}
-
 /// How the kernel's v2 files write "no limit".
 fn or_max(value: i64) -> String {
     if value < 0 {
@@ -36,6 +32,7 @@ fn or_max(value: i64) -> String {
 
 impl Cgroup {
     pub(super) fn set(&self, resources: &LinuxResources, when: When) -> Result<(), CgroupError> {
+        devices::examine(resources)?;
         if let Some(cpu) = resources.cpu() {
             self.set_cpu(cpu)?;
         }
@@ -62,14 +59,11 @@ impl Cgroup {
             && !rules.is_empty()
             && when == When::Creation
         {
-            devices::examine(resources)?;
             self.set_devices(rules)?;
         }
         for (name, value) in resources.unified().iter().flatten() {
             let Some(directory) = self.layout.is_v2().then(|| self.controller("")).flatten() else {
-                return Err(CgroupError::Unsupported {
-                    what: format!("unified {name} without cgroup v2"),
-                });
+                return Err(CgroupError::Unified { name: name.clone() });
             };
             if name.contains('/') || name.starts_with('.') {
                 return Err(CgroupError::Unsupported {
@@ -126,12 +120,7 @@ impl Cgroup {
                 });
             }
         } else {
-            if let Some(period) = period {
-                write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string())?;
-            }
-            if let Some(quota) = quota {
-                write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
-            }
+            self.set_quota_v1(period, quota)?;
             if let Some(period) = cpu.realtime_period().filter(|period| *period != 0) {
                 write(&self.file("cpu", "cpu.rt_period_us")?, &period.to_string())?;
             }
@@ -154,11 +143,32 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Two files of v1: with either first, what holds in between may be more than the parent has, and is refused with EINVAL.
+    fn set_quota_v1(&self, period: Option<u64>, quota: Option<i64>) -> Result<(), CgroupError> {
+        let set_period = || match period {
+            Some(period) => write(&self.file("cpu", "cpu.cfs_period_us")?, &period.to_string()),
+            None => Ok(()),
+        };
+        let again = match (set_period(), quota) {
+            (Err(CgroupError::File { source, .. }), Some(_)) if source.raw_os_error() == Some(EINVAL) => true,
+            (first, _) => {
+                first?;
+                false
+            }
+        };
+        if let Some(quota) = quota {
+            write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
+        }
+        if again { set_period() } else { Ok(()) }
+    }
+
     fn set_memory_v1(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
         self.check_before(memory)?;
-        // A limit without a word about swap allows none on top, where swap is accounted.
+        // A limit without a word about swap allows none on top, where swap is accounted; no limit leaves none of the sum, as
+        // with runc: the sum never lies below the part.
         let swap = memory.swap().filter(|swap| *swap != 0);
+        let swap = swap.or(limit.filter(|limit| *limit < 0));
         let limit_file = self.file("memory", "memory.limit_in_bytes")?;
         let swap_file = self
             .controller("memory")
@@ -215,7 +225,8 @@ impl Cgroup {
     fn set_memory_v2(&self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let limit = memory.limit().filter(|limit| *limit != 0);
         self.check_before(memory)?;
-        if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
+        let swap = memory.swap().filter(|swap| *swap != 0);
+        if let Some(swap) = swap.or(limit.filter(|limit| *limit < 0)) {
             let value = match (swap, limit) {
                 (..0, _) => "max".to_owned(),
                 // v1's figure is memory and swap together; v2's is swap alone.
@@ -240,85 +251,6 @@ impl Cgroup {
             });
         }
         Ok(())
-    }
-
-    fn set_block_io(&self, block: &LinuxBlockIo) -> Result<(), CgroupError> {
-        if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-            // BFQ's own weights are there only where BFQ is loaded, and it takes v1's figures under v2 too.
-            let files = if self.layout.is_v2() {
-                [
-                    ("io", "io.bfq.weight", weight.into()),
-                    ("io", "io.weight", io_weight(weight)),
-                ]
-            } else {
-                [
-                    ("blkio", "blkio.bfq.weight", weight.into()),
-                    ("blkio", "blkio.weight", weight.into()),
-                ]
-            };
-            let found = files
-                .into_iter()
-                .find_map(|(controller, name, weight)| Some((self.file(controller, name).ok()?, weight)));
-            let (file, weight) = found.ok_or_else(|| CgroupError::Unsupported {
-                what: "block I/O weight".into(),
-            })?;
-            write(&file, &weight.to_string())?;
-        }
-        if block.leaf_weight().is_some_and(|weight| weight != 0)
-            || block
-                .weight_device()
-                .as_ref()
-                .is_some_and(|list| !list.is_empty())
-        {
-            return Err(CgroupError::Unsupported {
-                what: "block I/O weight of a device".into(),
-            });
-        }
-        let throttles = [
-            (
-                "rbps",
-                "blkio.throttle.read_bps_device",
-                block.throttle_read_bps_device(),
-            ),
-            (
-                "wbps",
-                "blkio.throttle.write_bps_device",
-                block.throttle_write_bps_device(),
-            ),
-            (
-                "riops",
-                "blkio.throttle.read_iops_device",
-                block.throttle_read_iops_device(),
-            ),
-            (
-                "wiops",
-                "blkio.throttle.write_iops_device",
-                block.throttle_write_iops_device(),
-            ),
-        ];
-        for (key, name, list) in throttles {
-            for device in list.iter().flatten() {
-                self.set_throttle(key, name, device)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_throttle(&self, key: &str, name: &str, device: &LinuxThrottleDevice) -> Result<(), CgroupError> {
-        let (major, minor, rate) = (device.major(), device.minor(), device.rate());
-        if self.layout.is_v2() {
-            let rate = if rate == 0 {
-                "max".to_owned()
-            } else {
-                rate.to_string()
-            };
-            write(
-                &self.file("io", "io.max")?,
-                &format!("{major}:{minor} {key}={rate}"),
-            )
-        } else {
-            write(&self.file("blkio", name)?, &format!("{major}:{minor} {rate}"))
-        }
     }
 
     fn set_devices(&self, rules: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<(), CgroupError> {
@@ -364,14 +296,5 @@ mod tests {
         assert_eq!(weight_of_shares(262_144), 10_000);
         assert_eq!(weight_of_shares(0), 1);
         assert_eq!(weight_of_shares(u64::MAX), 10_000);
-    }
-
-    #[test]
-    fn block_weights_span_the_weights() {
-        assert_eq!(io_weight(10), 1);
-        assert_eq!(io_weight(100), 910);
-        assert_eq!(io_weight(1000), 10_000);
-        assert_eq!(io_weight(u16::MAX), 10_000);
-        assert_eq!(io_weight(1), 1);
     }
 }

@@ -78,7 +78,11 @@ pub(super) fn run(whole: &Plan, terminal: Option<OwnedFd>, status: BorrowedFd<'_
             Err(io::Error::from_raw_os_error(EACCES)),
         );
     }
-    let program = search(&plan.candidates)?;
+    // Who has none to be waits for a release that does not come.
+    let program = match plan.candidates.is_empty() {
+        true => c"",
+        false => search(&plan.candidates)?,
+    };
     path::umask(plan.umask);
     // Close-on-exec and not closed, so that an exec that fails can still be told. Below are those that are passed on, and
     // our own fillers of numbers that are free, which close themselves.

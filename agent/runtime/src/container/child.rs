@@ -166,7 +166,7 @@ fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
         )?;
     }
     if plan.process.new_keyring {
-        at(Step::Keyring, 0, cred::join_new_session_keyring())?;
+        join_keyring(plan)?;
     }
     // A session of its own: no terminal of the caller's to push characters into (TIOCSTI).
     at(Step::Stdio, 0, process::setsid())?;
@@ -175,6 +175,24 @@ fn build(plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
         None => open_terminal(&plan.process.stdio, None)?,
     };
     run(plan, terminal, status)
+}
+
+/// A session keyring of its own, with the label of the process: keycreate(7) holds for keys that are made from then on, and
+/// for us alone, as the program's begin with none.
+fn join_keyring(plan: &Plan) -> Result<(), Failure> {
+    const KEYCREATE: &CStr = c"thread-self/attr/keycreate";
+    let Some(label) = &plan.process.key_label else {
+        return at(Step::Keyring, 0, cred::join_new_session_keyring());
+    };
+    // Through the host's verified procfs, as all labels.
+    at(
+        Step::Keyring,
+        1,
+        write_file(plan.proc.as_fd(), KEYCREATE, label.to_bytes()),
+    )?;
+    at(Step::Keyring, 0, cred::join_new_session_keyring())?;
+    // An empty line is none.
+    at(Step::Keyring, 2, write_file(plan.proc.as_fd(), KEYCREATE, b"\n"))
 }
 
 /// Builds the container's root and makes it ours. Returns the terminal's slave.

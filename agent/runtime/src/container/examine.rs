@@ -3,10 +3,10 @@
 use oci_spec::runtime::Spec;
 
 use super::mounts;
-use super::plan::refuse_unsupported;
+use super::plan::{check_namespaces, refuse_unsupported};
 use super::program::limits;
 use super::{StartError, interfaces, scheduling};
-use crate::cgroup;
+use crate::{cgroup, rdt, seccomp};
 
 /// Refuses by its field what no container can be made from, before there is a directory, a cgroup or a process.
 pub(crate) fn examine(config: &Spec) -> Result<(), StartError> {
@@ -21,6 +21,13 @@ pub(crate) fn examine(config: &Spec) -> Result<(), StartError> {
         return Ok(());
     };
     refuse_unsupported(config, linux)?;
+    check_namespaces(linux)?;
+    if let Some(rdt) = linux.intel_rdt() {
+        rdt::examine(rdt)?;
+    }
+    if let Some(profile) = linux.seccomp() {
+        seccomp::examine(profile)?;
+    }
     scheduling::time_offsets(linux)?;
     if let Some(policy) = linux.memory_policy() {
         scheduling::memory_policy(policy)?;
@@ -106,7 +113,11 @@ mod tests {
                 "linux.memoryPolicy",
             ),
             ("/linux/netDevices", json!({"a/b": {}}), "linux.netDevices"),
-            ("/linux/intelRdt", json!({}), "linux.intelRdt"),
+            (
+                "/linux/intelRdt",
+                json!({"memBwSchema": "L3:0=f"}),
+                "linux.intelRdt.memBwSchema",
+            ),
             (
                 "/linux/resources",
                 json!({"devices": [{"allow": true, "access": "x"}]}),

@@ -71,7 +71,7 @@ impl Explain {
                 return StartError::Program {
                     program: self.names.program.clone(),
                     reason,
-                    source,
+                    errno: failure.errno,
                 };
             }
             Step::EnterCgroup => "enter the cgroup".to_owned(),

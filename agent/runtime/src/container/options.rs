@@ -84,7 +84,7 @@ pub(crate) fn mount_options() -> Vec<&'static str> {
 /// The file system's own flags, which the kernel's `fsconfig` takes of any.
 pub(super) const OF_FILE_SYSTEMS: [&str; 5] = ["dirsync", "lazytime", "mand", "nomand", "sync"];
 
-const PLAIN: [&str; 20] = [
+const PLAIN: [&str; 21] = [
     "async",
     "bind",
     "defaults",
@@ -105,6 +105,7 @@ const PLAIN: [&str; 20] = [
     "tmpcopyup",
     "unbindable",
     "noiversion",
+    "iversion",
 ];
 /// Attributes of a mount, and of it and all below.
 const ATTRIBUTES: [(&str, &str); 18] = [
@@ -133,7 +134,10 @@ pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     for option in options {
         match option.as_str() {
-            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" | "noiversion" => {}
+            // Versions of inodes are counted always where they can be: by XFS and Btrfs ever since, by ext4 since Linux 6.1,
+            // by tmpfs since 6.6; the new mount API has no word for them.
+            "" | "defaults" | "remount" | "loud" | "silent" | "nolazytime" | "async" | "iversion"
+            | "noiversion" => {}
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive_bind) = (true, true),
             "private" => parsed.propagation = Some((libc::MS_PRIVATE, false)),

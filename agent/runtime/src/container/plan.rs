@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::idmap::{id_maps, needs_users};
 use super::mounts::{self, Context};
@@ -80,6 +80,9 @@ pub(super) fn plan(
         .as_ref()
         .ok_or_else(|| invalid("linux", "missing"))?;
     refuse_unsupported(config, linux)?;
+    if options.bundle.is_none() && linux.intel_rdt().is_some() {
+        return Err(invalid("linux.intelRdt", "not supported for pods"));
+    }
     let here = PathBuf::from(".");
     let bundle = options.bundle.unwrap_or(&here);
     let mut namespaces = namespaces(linux, sandbox)?;
@@ -263,7 +266,6 @@ pub(super) fn refuse_unsupported(config: &Spec, linux: &Linux) -> Result<(), Sta
         .flatten()
         .any(|one| one.typ() == LinuxNamespaceType::User);
     let given = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("vm", config.vm().is_some()),
         (
             "linux.uidMappings without a user namespace",
@@ -298,6 +300,26 @@ impl Namespaces {
     }
 }
 
+/// runtime-spec 1.2, config-linux.md, Namespaces: of duplicates "the runtime MUST generate an error"; `path` "MUST be an
+/// absolute path".
+pub(super) fn check_namespaces(linux: &Linux) -> Result<&[LinuxNamespace], StartError> {
+    let listed = linux.namespaces().as_deref().unwrap_or_default();
+    for (index, one) in listed.iter().enumerate() {
+        if listed[..index].iter().any(|other| other.typ() == one.typ()) {
+            return Err(invalid(format!("linux.namespaces[{index}]"), "listed twice"));
+        }
+        // Engines write an empty one for none.
+        let path = one.path().as_ref().filter(|path| !path.as_os_str().is_empty());
+        if path.is_some_and(|path| !path.is_absolute()) {
+            return Err(invalid(
+                format!("linux.namespaces[{index}].path"),
+                "must be absolute",
+            ));
+        }
+    }
+    Ok(listed)
+}
+
 fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, StartError> {
     let mut found = Namespaces {
         joins: Vec::new(),
@@ -306,12 +328,7 @@ fn namespaces(linux: &Linux, sandbox: Option<&Sandbox>) -> Result<Namespaces, St
         range: None,
         made: 0,
     };
-    let listed = linux.namespaces().as_deref().unwrap_or_default();
-    for (index, one) in listed.iter().enumerate() {
-        if listed[..index].iter().any(|other| other.typ() == one.typ()) {
-            return Err(invalid(format!("linux.namespaces[{index}]"), "listed twice"));
-        }
-    }
+    let listed = check_namespaces(linux)?;
     for (kind, flag) in KINDS {
         let of_sandbox = sandbox.and_then(|sandbox| match kind {
             LinuxNamespaceType::User => sandbox.user(),

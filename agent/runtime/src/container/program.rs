@@ -219,7 +219,10 @@ pub(crate) fn plan_process(
         root: None,
         chroot: None,
         process: ProcessPlan {
-            candidates: candidates(process, program)?,
+            candidates: match options.no_program {
+                true => Vec::new(),
+                false => candidates(process, program)?,
+            },
             arguments: CStrings::new(strings("process.args", arguments)?),
             environment: CStrings::new(environment),
             directory: c_string("process.cwd", &process.cwd().to_string_lossy())?,
@@ -243,6 +246,7 @@ pub(crate) fn plan_process(
             preserve_fds: options.preserve_fds,
             die_with_parent: options.die_with_parent,
             new_keyring: !options.keep_keyring,
+            key_label: key_label(process)?,
             release: None,
         },
     })
@@ -410,16 +414,8 @@ pub(super) fn rlimit_name(resource: u32) -> &'static str {
 /// an SELinux label is then left out, as every runtime does; an AppArmor profile that was asked for is refused.
 fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
     let mut labels = Vec::new();
-    if let Some(label) = process
-        .selinux_label()
-        .as_deref()
-        .filter(|label| !label.is_empty())
-        && selinux_enabled()
-    {
-        labels.push((
-            c"thread-self/attr/exec".to_owned(),
-            c_string("process.selinuxLabel", label)?,
-        ));
+    if let Some(label) = key_label(process)? {
+        labels.push((c"thread-self/attr/exec".to_owned(), label));
     }
     if let Some(profile) = process
         .apparmor_profile()
@@ -437,6 +433,15 @@ fn labels(process: &Process) -> Result<Vec<(CString, CString)>, StartError> {
         }
     }
     Ok(labels)
+}
+
+/// The SELinux label of the process, which its keyring has too.
+fn key_label(process: &Process) -> Result<Option<CString>, StartError> {
+    let label = process.selinux_label().as_deref();
+    label
+        .filter(|label| !label.is_empty() && selinux_enabled())
+        .map(|label| c_string("process.selinuxLabel", label))
+        .transpose()
 }
 
 /// Opens the host's procfs and makes sure that it is one.

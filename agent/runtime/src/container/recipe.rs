@@ -130,6 +130,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) stdio: StdioPlan,
     pub(crate) preserve_fds: u32,
     pub(crate) new_keyring: bool,
+    /// SELinux label of the new keyring.
+    pub(crate) key_label: Option<CString>,
     /// Readable once the process may begin; none to begin at once.
     pub(crate) release: Option<OwnedFd>,
 }

@@ -53,6 +53,7 @@ fn options() -> Options<'static> {
         shared_mounts: false,
         die_with_parent: true,
         program: None,
+        no_program: false,
         state: None,
     }
 }

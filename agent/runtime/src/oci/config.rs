@@ -16,9 +16,23 @@ pub const CONFIG_BYTES_MAX: usize = 16 << 20;
 /// Reads a configuration as `create` does; what no container could be made from is refused by its field. `path` is what
 /// an error calls it; `warn` is told what the specification wants logged and not refused.
 pub fn read_config(text: &[u8], path: &Path, warn: &mut dyn FnMut(&str)) -> Result<Spec, OciError> {
-    let config: Spec = parse(text, path, warn)?;
+    let mut config: Spec = parse(text, path, warn)?;
+    let linux = config.linux_mut().as_mut();
+    if let Some(rdt) = linux.and_then(|linux| linux.intel_rdt_mut().as_mut())
+        && counts_as_before(text)
+    {
+        rdt.set_enable_monitoring(Some(true));
+    }
     check(&config)?;
     Ok(config)
+}
+
+/// runtime-spec 1.2, config-linux.md, IntelRdt: `enableCMT` and `enableMBM`, for which 1.3 has one word. Our types spell
+/// them in a way of their own.
+fn counts_as_before(text: &[u8]) -> bool {
+    let config: Value = serde_json::from_slice(text).unwrap_or_default(); // it has been read already
+    let rdt = &config["linux"]["intelRdt"];
+    rdt["enableCMT"] == true || rdt["enableMBM"] == true
 }
 
 /// Any of the files that callers give: a configuration, a process, resources. Mended where the specification takes what our
@@ -119,24 +133,48 @@ fn mend(value: &mut Value, unknown: &mut Vec<String>) -> bool {
 fn check(config: &Spec) -> Result<(), OciError> {
     // runtime-spec 1.2, config.md, Specification version: "MUST be in SemVer v2.0.0 format".
     let version = config.version();
-    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
-    let major = numbers.next();
-    let sane = numbers
-        .by_ref()
-        .take(2)
-        .filter(|part| part.parse::<u32>().is_ok())
-        .count()
-        == 2;
-    if major != Some("1") || !sane || numbers.next().is_some() {
+    if !is_known(version) {
         return Err(refused(format!(
             "ociVersion: {version:?} is not a version that this runtime knows (1.x.y)"
         )));
     }
-    if config.process().is_none() {
-        return Err(refused("process: a container needs one"));
+    // config.md, Annotations: "Keys MUST NOT be an empty string". That values are strings is the type's.
+    if config
+        .annotations()
+        .as_ref()
+        .is_some_and(|all| all.contains_key(""))
+    {
+        return Err(refused("annotations: a key is empty"));
     }
     hooks::check(config)?;
     Ok(container::examine(config)?)
+}
+
+/// Whether a version is of major 1 and as semver.org, 2.0.0, 2 to 10, has it: no leading zeros, identifiers of letters, digits
+/// and hyphens.
+fn is_known(version: &str) -> bool {
+    let identifiers = |text: &str, numeric: bool| {
+        text.split('.').all(|one| {
+            let letters = one
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            let number = numeric && one.bytes().all(|byte| byte.is_ascii_digit());
+            letters && !one.is_empty() && !(number && one.len() > 1 && one.starts_with('0'))
+        })
+    };
+    let (version, build) = version
+        .split_once('+')
+        .map_or((version, None), |(a, b)| (a, Some(b)));
+    let (core, before) = version
+        .split_once('-')
+        .map_or((version, None), |(a, b)| (a, Some(b)));
+    let numbers: Vec<&str> = core.split('.').collect();
+    numbers.len() == 3
+        && numbers[0] == "1"
+        && numbers.iter().all(|one| one.parse::<u32>().is_ok())
+        && identifiers(core, true)
+        && before.is_none_or(|text| identifiers(text, true))
+        && build.is_none_or(|text| identifiers(text, false))
 }
 
 /// Whether a configuration asks for a user namespace, at a glance: before it is read in whole, as that would be done
@@ -176,6 +214,13 @@ mod tests {
             ("1.0.0", true),
             ("1.2.1+dev", true),
             ("1.0.2-dev", true),
+            ("1.0.0-rc5-dev.2+0.07", true),
+            ("1.0.0-", false),
+            ("1.0.0-a..b", false),
+            ("1.0.0-01", false),
+            ("1.0.0+a_b", false),
+            ("1.02.0", false),
+            ("1.+2.0", false),
             ("2.0.0", false),
             ("1.0", false),
             ("1.0.0.0", false),
@@ -221,6 +266,24 @@ mod tests {
             assert!(matches!(parse(text), Err(OciError::Json { .. })), "{text}");
         }
         assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn counters_are_asked_for_in_old_words_and_new() {
+        for (field, value, counts) in [
+            ("enableCMT", true, true),
+            ("enableMBM", true, true),
+            ("enableMonitoring", true, true),
+            ("enableCMT", false, false),
+            ("other", true, false),
+        ] {
+            let text =
+                format!(r#"{{"ociVersion": "1.2.0", "linux": {{"intelRdt": {{"{field}": {value}}}}}}}"#);
+            let config = read_config(text.as_bytes(), Path::new("c"), &mut |_| {}).unwrap();
+            let linux = config.linux().as_ref().unwrap();
+            let monitoring = linux.intel_rdt().as_ref().unwrap().enable_monitoring();
+            assert_eq!(monitoring.unwrap_or(false), counts, "{field} {value}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | `poststop` | deleted | ours | the host |
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -153,7 +153,14 @@ fn one(record: &Record, point: Point, index: usize, hook: &Hook, status: Status)
             source,
         }
     };
-    let state = record.describe(status).to_string();
+    let mut state = record.describe(status);
+    if matches!(point, Point::CreateContainer | Point::StartContainer) {
+        // runtime-spec 1.2, runtime.md, State: for hooks of the container namespace `pid` is "as seen by the container".
+        state["pid"] = inner_pid(record.pid)
+            .map_err(step("find the container's own number of the process for"))?
+            .into();
+    }
+    let state = state.to_string();
     let input = state_file(state.as_bytes()).map_err(step("write the state for"))?;
     let output: File = fd::memfd(c"hook")
         .map_err(step("make a file for the output of"))?
@@ -222,6 +229,20 @@ fn one(record: &Record, point: Point, index: usize, hook: &Hook, status: Status)
             })?,
         }),
     }
+}
+
+/// The number of a process in its own PID namespace (`NSpid` of proc_pid_status(5), whose last is the innermost).
+fn inner_pid(pid: i32) -> io::Result<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix("NSpid:")?
+                .split_whitespace()
+                .last()?
+                .parse()
+                .ok()
+        })
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The state as a file: a hook that does not read it holds nobody up, however long it is.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONFIG_BYTES_MAX, OciError, SPEC_VERSION};
 use crate::cgroup::{Cgroup, Layout};
+use crate::rdt::Group;
 use crate::systemd::Unit;
 
 /// The only words for where a container is in its life (runtime-spec 1.2, runtime.md, State; `paused` is runc's).
@@ -62,6 +63,9 @@ pub struct Record {
     /// Made without root where no cgroup can be: it stays in that of its creator.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) no_cgroup: bool,
+    /// Its class of service, with Intel RDT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rdt: Option<Group>,
     /// Of a container without a mount namespace of its own: the mount that its root lies on, as `mount_of` tells; what is
     /// mounted over that is the container's.
     #[serde(default)]
@@ -390,6 +394,7 @@ impl Record {
             cgroup: self.cgroup.clone(),
             unit: self.unit.clone(),
             no_cgroup: self.no_cgroup,
+            rdt: self.rdt.clone(),
             mounted_over: self.mounted_over,
             created: self.created.clone(),
             config,

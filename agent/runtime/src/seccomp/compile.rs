@@ -50,6 +50,26 @@ pub(super) fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
     Ok(bits)
 }
 
+/// runtime-spec 1.2, config-linux.md, Seccomp: "When the action doesn't support an errno, the runtime MUST print and error
+/// and fail"; `names` "MUST contain at least one entry"; `listenerMetadata` "MUST NOT be set if `listenerPath` is not set".
+pub(super) fn examine(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
+    action(profile.default_action(), profile.default_errno_ret())?;
+    for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
+        if rule.names().is_empty() {
+            let field = format!("linux.seccomp.syscalls[{index}].names");
+            return Err(invalid(field, "must contain at least one"));
+        }
+        action(rule.action(), rule.errno_ret())?;
+    }
+    if profile.listener_path().is_none() && profile.listener_metadata().is_some() {
+        return Err(invalid(
+            "linux.seccomp.listenerMetadata",
+            "needs linux.seccomp.listenerPath",
+        ));
+    }
+    Ok(())
+}
+
 /// Where the supervisor of a profile with notifications listens; none when the profile has no notification.
 pub(super) fn listener(profile: &LinuxSeccomp) -> Result<Option<&Path>, SeccompError> {
     let notify = LinuxSeccompAction::ScmpActNotify;
@@ -92,6 +112,16 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
         return Err(invalid(
             "linux.seccomp",
             format!("errnoRet of SCMP_ACT_ERRNO is above {ERRNO_MAX}"),
+        ));
+    }
+    let takes = matches!(
+        action,
+        LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace
+    );
+    if errno.is_some() && !takes {
+        return Err(invalid(
+            "linux.seccomp",
+            format!("errnoRet given for {action}, which has none"),
         ));
     }
     Ok(match action {
@@ -206,6 +236,7 @@ fn check_size(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
 
 /// Compiles; as a binary tree, which the kernel loads and runs faster than a line.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
+    examine(profile)?;
     check_size(profile)?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(library("begin a filter"))?;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 /// Time for what takes an engine a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+pub(crate) mod grpc;
 #[path = "../skip/mod.rs"]
 pub(crate) mod skip;
 

@@ -3,7 +3,9 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{
+    Capabilities, LinuxIntelRdt, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
+};
 
 use super::super::arguments::Arguments;
 use super::super::config::read_config;
@@ -13,8 +15,9 @@ use super::super::{Globals, Log, OciError, filters, refused, rootless};
 use super::console::{self, Console};
 use super::{END_WAIT, end, json, open, passed_fds, protect_from, stdio, step, tell_pid};
 use crate::capability;
-use crate::cgroup::{Cgroup, Layout};
+use crate::cgroup::{Cgroup, Layout, wanted_owner};
 use crate::container::{self, Hooks, Options, Running, Stdio};
+use crate::rdt::Group;
 use crate::spec::{CgroupSpec, ContainerSpec, Rootfs};
 use crate::systemd::{Holder, Unit};
 
@@ -98,6 +101,16 @@ fn mounted_over(config: &Spec, bundle: &Path) -> Result<Option<u64>, OciError> {
     }
 }
 
+/// The class of service that is asked for; not yet made.
+fn class(config: &Spec, id: &str) -> Result<Option<Group>, OciError> {
+    let group = intel_rdt(config).map(|rdt| Group::find(rdt, id));
+    Ok(group.transpose()?)
+}
+
+fn intel_rdt(config: &Spec) -> Option<&LinuxIntelRdt> {
+    config.linux().as_ref()?.intel_rdt().as_ref()
+}
+
 /// A container that was built.
 struct Made {
     directory: Directory,
@@ -126,11 +139,16 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         protect_from(&text)?;
     }
     let config = read_config(&text, &path, &mut |warning| globals.log.warn(warning))?;
+    if !wait && config.process().is_none() {
+        return Err(refused(NO_PROCESS));
+    }
     warn_of_capabilities(&config, &globals.log);
     if globals.rootless {
         rootless::check(&config)?;
     }
-    let waits = wait || !Point::StartContainer.of(&config).is_empty();
+    // What is to happen before its program runs and needs its process.
+    let before = !Point::StartContainer.of(&config).is_empty() || intel_rdt(&config).is_some();
+    let waits = wait || before;
     let terminal = config
         .process()
         .as_ref()
@@ -143,7 +161,10 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         ));
     }
     let layout = Layout::detect()?;
-    Cgroup::open(&layout, &cgroup)?;
+    let group = Cgroup::open(&layout, &cgroup)?;
+    if unit.is_none() {
+        group.check_unused()?;
+    }
     let record = Record {
         id: id.to_owned(),
         mounted_over: mounted_over(&config, &bundle)?,
@@ -154,6 +175,7 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         cgroup,
         unit,
         no_cgroup: false,
+        rdt: class(&config, id)?,
         created: jiff::Timestamp::now().to_string(),
         config,
     };
@@ -272,12 +294,17 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
             made => made?,
         },
     };
+    if let (Some(group), Some(rdt)) = (&record.rdt, intel_rdt(&record.config)) {
+        group.make(rdt)?;
+    }
+    if let Some(uid) = wanted_owner(&record.config).filter(|_| !globals.rootless && !record.no_cgroup) {
+        cgroup.give_to(uid)?;
+    }
     let inside_user = inside.is_some();
     let mut config = inside.unwrap_or_else(|| record.config.clone());
-    let preserve_fds = match config.process_mut() {
-        Some(process) => passed_fds(arguments, process)?,
-        None => 0,
-    };
+    let bare = config.process().is_none();
+    let process = config.process_mut().get_or_insert_default();
+    let preserve_fds = passed_fds(arguments, process)?;
     let spec = ContainerSpec {
         id: record.id.clone(),
         config,
@@ -294,6 +321,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         preserve_fds,
         keep_keyring: arguments.is("no-new-keyring"),
         inside_user,
+        no_program: bare,
         bundle: Some(&bundle),
         in_order: true,
         ..Options::default()
@@ -330,6 +358,10 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         record.creating = false;
         record.pid = running.pid;
         record.start_time = start_time(running.pid).map_err(step("look at the container's process"))?;
+        if let Some(group) = &record.rdt {
+            // It waits: what it will run, and all that this makes, is in the class with it.
+            group.enter(running.pid)?;
+        }
         directory.write(&record)?;
         tell_pid(arguments, &running)
     })();
@@ -349,9 +381,13 @@ pub(super) fn create(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
     make(globals, arguments, true, true).map(|_| 0)
 }
 
+/// runtime-spec 1.2, runtime.md, Start: "MUST generate an error if `process` was not set". Until then it need not be.
+const NO_PROCESS: &str = "process: there is none to start";
+
 pub(super) fn start(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let (directory, record, status) = open(globals, arguments)?;
     match status {
+        Status::Created if record.config.process().is_none() => Err(refused(NO_PROCESS)),
         Status::Created => {
             release(globals, directory, &record)?;
             Ok(0)
@@ -362,8 +398,8 @@ pub(super) fn start(globals: &Globals, arguments: &Arguments) -> Result<i32, Oci
     }
 }
 
-/// runtime-spec 1.2.0, runtime.md, Lifecycle 9: of a poststart hook that fails "the runtime MUST log a warning, but the
-/// remaining hooks and lifecycle continue". 1.2.1: it "MUST generate an error, stop the container". A configuration has the
+/// runtime-spec 1.2, runtime.md, Lifecycle 9: of a poststart hook that fails "the runtime MUST log a warning, but the
+/// remaining hooks and lifecycle continue". 1.3: it "MUST generate an error, stop the container". A configuration has the
 /// rules of its own version.
 fn poststart_may_fail(config: &Spec) -> bool {
     let mut numbers = config
@@ -371,7 +407,7 @@ fn poststart_may_fail(config: &Spec) -> bool {
         .split(['.', '-', '+'])
         .map(|part| part.parse().unwrap_or(0u32));
     let mut next = || numbers.next().unwrap_or(0);
-    (next(), next(), next()) < (1, 2, 1)
+    (next(), next()) < (1, 3)
 }
 
 /// Ends a container's process.

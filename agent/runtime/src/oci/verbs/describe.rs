@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::arguments::Arguments;
 use super::super::hooks::Point;
-use super::super::{OciError, SPEC_VERSION};
+use super::super::{OciError, SPEC_VERSION_MAX};
 use super::print;
 use crate::cgroup::Layout;
 use crate::{capability, container, defaults};
@@ -69,7 +69,7 @@ pub(super) fn features() -> Result<i32, OciError> {
     let capabilities: Vec<&str> = capability::ALL.iter().map(|(_, name)| *name).collect();
     print(&json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": SPEC_VERSION,
+        "ociVersionMax": SPEC_VERSION_MAX,
         "hooks": Point::ALL.map(|(_, name)| name),
         "mountOptions": container::mount_options(),
         "linux": {
@@ -86,7 +86,7 @@ pub(super) fn features() -> Result<i32, OciError> {
             },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },
@@ -99,10 +99,11 @@ pub(super) fn features() -> Result<i32, OciError> {
 /// A configuration to begin with, as `runc spec` writes one.
 pub(super) fn spec(arguments: &Arguments) -> Result<i32, OciError> {
     let path = Path::new(arguments.value("bundle").unwrap_or(".")).join("config.json");
+    let v2 = Layout::detect()?.is_v2();
     let config = if arguments.is("rootless") {
-        rootless(config())
+        rootless(config(v2))
     } else {
-        config()
+        config(v2)
     };
     let text = format!("{config:#}\n");
     let file = OpenOptions::new().write(true).create_new(true).open(&path);
@@ -115,11 +116,13 @@ pub(super) fn spec(arguments: &Arguments) -> Result<i32, OciError> {
     Ok(0)
 }
 
-fn config() -> Value {
+/// As runc's: a view of its own of the cgroups is for v2.
+fn config(v2: bool) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    let kinds = &kinds[..if v2 { 6 } else { 5 }];
     json!({
-        "ociVersion": SPEC_VERSION,
+        "ociVersion": SPEC_VERSION_MAX,
         "process": {
             "terminal": true,
             "user": { "uid": 0, "gid": 0 },
@@ -139,7 +142,7 @@ fn config() -> Value {
         "mounts": defaults::mounts(),
         "linux": {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": kinds.map(|kind| json!({ "type": kind })),
+            "namespaces": kinds.iter().map(|kind| json!({ "type": kind })).collect::<Vec<_>>(),
             "maskedPaths": defaults::MASKED,
             "readonlyPaths": defaults::READONLY,
         },
@@ -189,11 +192,11 @@ mod tests {
 
     #[test]
     fn both_configurations_are_valid() {
-        for config in [config(), rootless(config())] {
+        for config in [config(true), config(false), rootless(config(true))] {
             let spec: Spec = serde_json::from_value(config).unwrap();
             assert!(spec.process().is_some() && spec.root().is_some());
         }
-        let rootless = rootless(config()).to_string();
+        let rootless = rootless(config(false)).to_string();
         assert!(rootless.contains("\"user\"") && !rootless.contains("\"network\""));
     }
 }

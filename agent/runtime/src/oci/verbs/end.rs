@@ -23,7 +23,8 @@ fn signal(text: &str) -> Result<i32, OciError> {
             .ok_or_else(unknown)
     };
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) {
+        // 0 only asks whether there is somebody.
+        return if (0..=64).contains(&number) {
             Ok(number)
         } else {
             Err(unknown())
@@ -143,6 +144,9 @@ pub(super) fn destroy(globals: &Globals, directory: Directory, record: Record) -
         unit.stop()?;
     }
     cgroup.end(END_WAIT)?;
+    if let Some(group) = &record.rdt {
+        group.remove()?;
+    }
     unmount(&record)?;
     directory.remove()?;
     // runtime-spec 1.2, runtime.md, Lifecycle 13: of a poststop hook that fails the runtime "MUST log a warning, but the
@@ -183,11 +187,10 @@ mod tests {
         for text in ["9", "KILL", "SIGKILL", "sigkill"] {
             assert_eq!(signal(text).unwrap(), 9);
         }
+        assert_eq!(signal("0").unwrap(), 0);
         assert_eq!(signal("SIGRTMIN+3").unwrap(), 37);
         assert_eq!(signal("rtmax-1").unwrap(), 63);
-        for text in [
-            "0", "65", "-1", "SIGNOPE", "", "SIG", "RTMIN-1", "RTMAX+1", "RTMIN+x",
-        ] {
+        for text in ["65", "-1", "SIGNOPE", "", "SIG", "RTMIN-1", "RTMAX+1", "RTMIN+x"] {
             assert!(signal(text).is_err(), "{text:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxIntelRdt, LinuxMemory, LinuxPids, LinuxResources};
 use serde_json::{Map, Value};
 
 use super::super::arguments::Arguments;
@@ -55,6 +55,12 @@ pub(super) fn update(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
     }
     cgroup.update(&resources)?;
     remember(&mut record, &resources)?;
+    if let Some(schemata) = schemata(arguments) {
+        let Some(group) = &record.rdt else {
+            return Err(refused("Intel RDT is not in use by this container"));
+        };
+        group.update(&schemata)?;
+    }
     directory.write(&record)?;
     Ok(0)
 }
@@ -90,13 +96,17 @@ fn bytes(flag: &str, text: &str) -> Result<i64, OciError> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
+/// What runc's flags for Intel RDT say, if anything.
+fn schemata(arguments: &Arguments) -> Option<LinuxIntelRdt> {
+    let value = |flag: &str| arguments.value(flag).map(str::to_owned);
+    let mut rdt = LinuxIntelRdt::default();
+    rdt.set_l3_cache_schema(value("l3-cache-schema"))
+        .set_mem_bw_schema(value("mem-bw-schema"));
+    (rdt != LinuxIntelRdt::default()).then_some(rdt)
+}
+
 /// runc's single flags.
 fn from_flags(arguments: &Arguments) -> Result<LinuxResources, OciError> {
-    for flag in ["l3-cache-schema", "mem-bw-schema"] {
-        if arguments.value(flag).is_some() {
-            return Err(refused(format!("--{flag}: Intel RDT is not supported")));
-        }
-    }
     let memory = |flag: &str| arguments.value(flag).map(|text| bytes(flag, text)).transpose();
     let mut resources = LinuxResources::default();
     let mut limits = LinuxMemory::default();
