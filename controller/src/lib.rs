@@ -15,9 +15,12 @@ pub mod security;
 mod session;
 pub mod setup;
 mod status;
+pub mod storage_keys;
 pub mod store;
 mod watch;
 mod why;
 
 #[cfg(test)]
 mod setup_test;
+#[cfg(test)]
+mod storage_keys_test;

@@ -1,4 +1,4 @@
-//! `bulkhead-controller`: begins a cluster, enters one, runs a member of one.
+//! `bulkhead-controller`: begins a cluster, enters one, runs a member of one, renews the key of its files.
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use controller::run::{RunOptions, run};
 use controller::setup::{NewCluster, Places, init, join};
+use controller::storage_keys;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -29,6 +30,8 @@ enum Verb {
     Join(Join),
     /// Run the controller
     Run(Run),
+    /// Seal new files of this controller with a new key, from its next start on
+    RotateStorageKey(RotateStorageKey),
 }
 
 #[derive(Args)]
@@ -111,6 +114,13 @@ struct Run {
     /// Shortest election timeout in milliseconds; the longest is twice that
     #[arg(long, env = "BULKHEAD_ELECTION_MS", default_value_t = 200)]
     election_ms: u64,
+}
+
+#[derive(Args)]
+struct RotateStorageKey {
+    /// Keys and configuration
+    #[arg(long, env = "BULKHEAD_CONFIG_DIR", default_value = "/etc/bulkhead")]
+    config_dir: PathBuf,
 }
 
 impl Directories {
@@ -205,6 +215,11 @@ async fn carry_out(verb: Verb) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Run(options) => run_member(options).await,
+        Verb::RotateStorageKey(RotateStorageKey { config_dir }) => {
+            let id = storage_keys::rotate(&config_dir)?;
+            println!("new files are sealed with key {id} once this controller is started again");
+            Ok(())
+        }
     }
 }
 

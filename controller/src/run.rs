@@ -29,7 +29,7 @@ use crate::security::unix_now;
 use crate::session::{self, Desk, Sessions};
 use crate::setup::{Identity, Loaded, Places, SetupError, member_subject};
 use crate::status::Reports;
-use crate::{api, relay};
+use crate::{api, relay, storage_keys};
 
 /// Connections to the API: thousands of agents and some people.
 const API_CONNECTIONS_MAX: usize = 16_384;
@@ -122,6 +122,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         identity,
         authority,
         live,
+        keys,
     } = places.load()?;
     let ca = authority.certificate().to_owned();
     let api_listener = bind(options.api).await?;
@@ -131,7 +132,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let config = NodeConfig {
         heartbeat: options.heartbeat,
         election: options.election,
-        ..NodeConfig::new(identity.id)
+        ..NodeConfig::new(identity.id, keys.clone())
     };
     let node = Node::start(config, log, snapshots, live.client_config(&ca)?).await?;
     if identity.began && node.is_new().await? {
@@ -156,6 +157,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
             .keep(move |now| authority.issue(&subject, now), unix_now)
     });
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
+    let dropping = tokio::spawn(storage_keys::drop_unused(places, keys));
     let mut loops = JoinSet::new();
     let routes = parts.start(&node, authority, &mut loops, stopped.clone());
     let sources = Sources {
@@ -191,6 +193,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     notify("STOPPING=1");
     renewal.abort();
     promotion.abort();
+    dropping.abort();
     if ended.is_none() {
         hand_over(&node).await;
     }

@@ -4,6 +4,7 @@
 //! |-------------------------|---------------------------------------------------------------|
 //! | `CONFIG/ca.pem`         | the CA's certificate                                          |
 //! | `CONFIG/ca.key`         | its key: whoever has it is the cluster                        |
+//! | `CONFIG/storage.keys`   | what log and snapshots are sealed with, see `storage_keys.rs` |
 //! | `CONFIG/admin.yaml`     | client configuration of the first administrator (`init` only) |
 //! | `DATA/member.json`      | who this member is; written last, so that a crash starts over |
 //! | `DATA/log`, `snapshots` | the Raft log and snapshot                                     |
@@ -25,7 +26,9 @@ use crate::raft::{Member, MemberId, Node, NodeConfig, ProposeError, StartError};
 use crate::security::ca::{Authority, CaError, Subject};
 use crate::security::live::LiveCertificate;
 use crate::security::{new_uuid, unix_now};
+use crate::storage_keys::StorageKeysError;
 use crate::store::os::OsDir;
+use crate::store::seal::Keys;
 
 /// Nothing that we read here is larger.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -78,6 +81,9 @@ pub enum SetupError {
     /// The CA.
     #[error("the cluster's CA can't be used")]
     Ca(#[from] CaError),
+    /// What this member seals its files with.
+    #[error("the storage keys can't be used")]
+    StorageKeys(#[from] StorageKeysError),
     /// TLS.
     #[error("TLS can't be set up")]
     Tls(#[from] TlsError),
@@ -227,7 +233,7 @@ impl Places {
         }
     }
 
-    fn stores(&self) -> [PathBuf; 2] {
+    pub(crate) fn stores(&self) -> [PathBuf; 2] {
         [self.data.join("log"), self.data.join("snapshots")]
     }
 
@@ -243,7 +249,7 @@ impl Places {
     }
 }
 
-fn read(path: &Path) -> Result<String, SetupError> {
+pub(crate) fn read(path: &Path) -> Result<String, SetupError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => SetupError::Missing {
             path: path.to_owned(),
@@ -265,7 +271,7 @@ fn read(path: &Path) -> Result<String, SetupError> {
 }
 
 /// Whole or not at all, for its owner only.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), SetupError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), SetupError> {
     let tmp = path.with_added_extension("tmp");
     let directory = path.parent().expect("files of ours are in directories of ours");
     let written = fs::OpenOptions::new()
@@ -329,10 +335,11 @@ async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, Set
         unix_now(),
     )?;
     places.write_authority(&authority)?;
+    let keys = places.storage_keys()?;
 
     let (log, snapshots) = places.open_store()?;
     let tls = live.client_config(authority.certificate())?;
-    let node = Node::start(NodeConfig::new(identity.id), log, snapshots, tls).await?;
+    let node = Node::start(NodeConfig::new(identity.id, keys), log, snapshots, tls).await?;
     let member = Member {
         name: identity.name.clone(),
         address: identity.address.clone(),
@@ -419,6 +426,7 @@ pub async fn join(
         });
     }
     places.write_authority(&authority)?;
+    places.storage_keys()?;
     let identity = Identity {
         cluster_id: answer.cluster_id,
         id: answer.member_id,
@@ -450,6 +458,8 @@ pub struct Loaded {
     pub authority: Arc<Authority>,
     /// Its own certificate, fresh.
     pub live: LiveCertificate,
+    /// What its files are sealed with.
+    pub keys: Keys,
 }
 
 impl Places {
@@ -462,6 +472,7 @@ impl Places {
             identity,
             authority,
             live,
+            keys: self.storage_keys()?,
         })
     }
 }

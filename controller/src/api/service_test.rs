@@ -27,6 +27,7 @@ use crate::security::unix_now;
 use crate::session::Sessions;
 use crate::status::Reports;
 use crate::store::os::OsDir;
+use crate::store::seal::{Key, Keys};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,7 +53,7 @@ impl One {
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(300), Duration::from_millis(600)),
             segment_bytes: 8 << 20,
-            ..NodeConfig::new(1)
+            ..NodeConfig::new(1, Keys::new(tmp.path(), vec![Key::generate()]))
         };
         let open = |name: &str| OsDir::open(&tmp.path().join(name)).unwrap();
         let tls = live.client_config(authority.certificate()).unwrap();

@@ -22,6 +22,7 @@ use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
 use crate::store::Dir;
 use crate::store::os::OsDir;
+use crate::store::seal::{Key, Keys};
 use crate::store::sim::{Fault, SimDir};
 
 /// A member that runs, with what ends it.
@@ -33,11 +34,15 @@ pub(super) struct Running<D: Dir = OsDir> {
 
 pub(super) struct Cluster {
     ca: Authority,
-    tmp: tempfile::TempDir,
+    /// Of each member, by its number.
+    keys: Vec<Keys>,
+    pub(super) tmp: tempfile::TempDir,
     addresses: Vec<(MemberId, String)>,
     snapshot_entries: u64,
 }
 
+/// More than any test has.
+const MEMBERS_MAX: usize = 10;
 /// How long a member that was stopped may go on with a snapshot that it was writing.
 const UNLOCK_MAX: Duration = Duration::from_secs(10);
 
@@ -64,10 +69,13 @@ async fn open_dirs(path: &Path) -> (OsDir, OsDir) {
 }
 
 impl Cluster {
-    fn new(snapshot_entries: u64) -> Self {
+    pub(super) fn new(snapshot_entries: u64) -> Self {
         let ca = Authority::generate("test", unix_now()).unwrap();
         Self {
             ca,
+            keys: (0..MEMBERS_MAX)
+                .map(|_| Keys::new(Path::new("storage.keys"), vec![Key::generate()]))
+                .collect(),
             tmp: tempfile::tempdir().unwrap(),
             addresses: Vec::new(),
             snapshot_entries,
@@ -82,11 +90,11 @@ impl Cluster {
             // Debug builds on a loaded machine: slower than the defaults, the same relations.
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(300), Duration::from_millis(600)),
-            ..NodeConfig::new(id)
+            ..NodeConfig::new(id, self.keys[id as usize].clone())
         }
     }
 
-    fn member(&self, id: MemberId) -> Member {
+    pub(super) fn member(&self, id: MemberId) -> Member {
         let (_, address) = self.addresses.iter().find(|(other, _)| *other == id).unwrap();
         Member {
             name: format!("c{id}"),
@@ -95,7 +103,7 @@ impl Cluster {
         }
     }
 
-    async fn start(&mut self, id: MemberId) -> Running {
+    pub(super) async fn start(&mut self, id: MemberId) -> Running {
         let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string())).await;
         self.start_on(id, log, snapshots).await
     }
@@ -154,7 +162,7 @@ impl Cluster {
 
 impl<D: Dir> Running<D> {
     /// Gone at once, as after a kill: nobody is told.
-    async fn kill(self) {
+    pub(super) async fn kill(self) {
         self.server.abort();
         drop(self.stop);
         self.node.shutdown().await;
@@ -188,7 +196,7 @@ pub(super) fn write(id: &str) -> Command {
 }
 
 /// A namespace, once, and a ConfigMap in it that holds this many bytes.
-fn large_write(id: &str, bytes: usize) -> Command {
+pub(super) fn large_write(id: &str, bytes: usize) -> Command {
     let put = |object| Operation {
         operation: Some(operation::Operation::Put(Put {
             object: Some(Object { object: Some(object) }),
@@ -255,7 +263,7 @@ async fn leader(nodes: &[Running]) -> usize {
 }
 
 /// Waits until this member has applied it too.
-async fn arrives(node: &Running, id: &str) {
+pub(super) async fn arrives(node: &Running, id: &str) {
     let mut applied = node.node.applied();
     let arrived = applied.wait_for(|applied| has(&applied.state, id));
     tokio::time::timeout(Duration::from_secs(20), arrived)

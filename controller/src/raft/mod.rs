@@ -23,6 +23,8 @@ pub use types::{Member, MemberId};
 #[cfg(test)]
 mod cluster_test;
 #[cfg(test)]
+mod seal_test;
+#[cfg(test)]
 mod stress_test;
 #[cfg(test)]
 mod suite_test;

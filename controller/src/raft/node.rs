@@ -26,6 +26,7 @@ use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{Member, MemberId, Proposal, Types};
 use crate::store::Dir;
 use crate::store::os::OsDir;
+use crate::store::seal::Keys;
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +44,8 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct NodeConfig {
     /// Its number.
     pub id: MemberId,
+    /// What it writes to the disk is sealed with these.
+    pub keys: Keys,
     /// How often the leader says that it is there.
     pub heartbeat: Duration,
     /// Shortest and longest wait of a follower before it stands for election, beyond the longest.
@@ -60,9 +63,10 @@ pub struct NodeConfig {
 
 impl NodeConfig {
     /// The defaults.
-    pub fn new(id: MemberId) -> Self {
+    pub fn new(id: MemberId, keys: Keys) -> Self {
         Self {
             id,
+            keys,
             heartbeat: Duration::from_millis(50),
             // A leader is missed after 0.4 to 0.8 s: below a second, and above what a busy machine stalls.
             election: (Duration::from_millis(200), Duration::from_millis(400)),
@@ -204,11 +208,11 @@ impl<D: Dir> Node<D> {
         let published = Published::new();
         let peers = Peers::new(tls);
         let (segment_bytes, write_by) = (config.segment_bytes, config.write_by);
+        let keys = config.keys;
         let open = move || -> Result<_, StartError> {
-            Ok((
-                LogStore::open(log, segment_bytes, write_by)?,
-                Snapshots::open(snapshots)?,
-            ))
+            // The log last: it may begin a segment, and with a key missing nothing is to be written.
+            let snapshots = Snapshots::open(snapshots, keys.clone())?;
+            Ok((LogStore::open(log, segment_bytes, keys, write_by)?, snapshots))
         };
         let opened = match write_by {
             WriteBy::Caller => open(),

@@ -1,20 +1,27 @@
 //! Snapshots as files: written beside, synced, renamed; every chunk with its checksum.
 //!
-//! | file   |                                                              |
-//! |--------|--------------------------------------------------------------|
-//! | 0      | magic `BHSNAPSH`                                             |
-//! | 8      | version, u32                                                 |
-//! | 12     | length of the meta data, u32                                 |
-//! | 16     | CRC-32C of the meta data, u32                                |
-//! | 20     | meta data, in postcard's encoding                            |
-//! | then   | chunks: length u32, CRC-32C u32, bytes                       |
-//! | last   | an empty chunk, whose checksum is that of all bytes before   |
+//! This is what travels to other members, in the clear but over TLS:
+//!
+//! | content |                                                              |
+//! |---------|--------------------------------------------------------------|
+//! | 0       | magic `BHSNAPSH`                                             |
+//! | 8       | version, u32                                                 |
+//! | 12      | length of the meta data, u32                                 |
+//! | 16      | CRC-32C of the meta data, u32                                |
+//! | 20      | meta data, in postcard's encoding                            |
+//! | then    | chunks: length u32, CRC-32C u32, bytes                       |
+//! | last    | an empty chunk, whose checksum is that of all bytes before   |
+//!
+//! On disk it is sealed, by who made it and by who received it, each with a key of their own: `store/blocks.rs`. Files of
+//! version 1 are read as they are, until the next snapshot takes their place.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::types::SnapshotMeta;
+use crate::store::blocks::{Blocks, BlocksError, BlocksWriter};
+use crate::store::seal::{HeaderError, KeyError, Keys};
 use crate::store::{Dir, File};
 
 const MAGIC: &[u8; 8] = b"BHSNAPSH";
@@ -52,6 +59,14 @@ pub enum SnapshotError {
         /// Its version.
         version: u32,
     },
+    /// The key that it is sealed with is not there.
+    #[error("the snapshot in {dir} can't be opened")]
+    Key {
+        /// Directory.
+        dir: String,
+        /// Which key, and what to do.
+        source: KeyError,
+    },
     /// The operating system failed.
     #[error("failed to {what} the snapshot")]
     Io {
@@ -74,6 +89,7 @@ impl From<SnapshotError> for io::Error {
 /// Where snapshots live. One is current; more may be under way.
 pub(super) struct Snapshots<D: Dir> {
     dir: D,
+    keys: Keys,
     shared: Arc<Shared<D>>,
 }
 
@@ -86,6 +102,7 @@ impl<D: Dir> Clone for Snapshots<D> {
     fn clone(&self) -> Self {
         Self {
             dir: self.dir.clone(),
+            keys: self.keys.clone(),
             shared: self.shared.clone(),
         }
     }
@@ -93,8 +110,7 @@ impl<D: Dir> Clone for Snapshots<D> {
 
 /// A snapshot file, which stays readable when a newer one takes its name.
 pub(super) struct SnapshotFile<D: Dir> {
-    file: Arc<D::File>,
-    len: u64,
+    content: Blocks<D::File>,
     /// Not yet current: the name under which it waits.
     pending: Option<String>,
 }
@@ -102,8 +118,7 @@ pub(super) struct SnapshotFile<D: Dir> {
 impl<D: Dir> Clone for SnapshotFile<D> {
     fn clone(&self) -> Self {
         Self {
-            file: self.file.clone(),
-            len: self.len,
+            content: self.content.clone(),
             pending: self.pending.clone(),
         }
     }
@@ -115,7 +130,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {
 
 impl<D: Dir> Snapshots<D> {
     /// Finds the current one and removes what a crash left half-made.
-    pub(super) fn open(dir: D) -> Result<Self, SnapshotError> {
+    pub(super) fn open(dir: D, keys: Keys) -> Result<Self, SnapshotError> {
         for name in dir.list().map_err(io_error("list"))? {
             if name.ends_with(TMP) {
                 dir.remove(&name).map_err(io_error("clean up"))?;
@@ -125,7 +140,7 @@ impl<D: Dir> Snapshots<D> {
             next: AtomicU64::new(0),
             current: Mutex::new(None),
         });
-        let snapshots = Self { dir, shared };
+        let snapshots = Self { dir, keys, shared };
         let found = snapshots.find()?;
         *snapshots
             .shared
@@ -135,9 +150,11 @@ impl<D: Dir> Snapshots<D> {
         Ok(snapshots)
     }
 
-    fn create(&self) -> Result<(D::File, String), SnapshotError> {
+    fn create(&self) -> Result<(BlocksWriter<D::File>, String), SnapshotError> {
         let name = format!("{}{TMP}", self.shared.next.fetch_add(1, Ordering::Relaxed));
-        Ok((self.dir.create(&name).map_err(io_error("create"))?, name))
+        let file = self.dir.create(&name).map_err(io_error("create"))?;
+        let file = BlocksWriter::begin(file, self.keys.writing(), MAGIC).map_err(io_error("write"))?;
+        Ok((file, name))
     }
 
     /// Writes the chunks as a file that waits to become current.
@@ -149,11 +166,7 @@ impl<D: Dir> Snapshots<D> {
         let (file, name) = self.create()?;
         let meta = postcard::to_stdvec(meta).map_err(SnapshotError::Encode)?;
         assert!(meta.len() <= META_BYTES_MAX, "members are few");
-        let mut writer = Writer {
-            file: &file,
-            offset: 0,
-            crc: 0,
-        };
+        let mut writer = Writer { file, crc: 0 };
         writer.put(MAGIC)?;
         writer.put(&VERSION.to_le_bytes())?;
         writer.put(&(meta.len() as u32).to_le_bytes())?;
@@ -172,11 +185,8 @@ impl<D: Dir> Snapshots<D> {
         let total = writer.crc;
         writer.put(&0u32.to_le_bytes())?;
         writer.put(&total.to_le_bytes())?;
-        let len = writer.offset;
-        file.sync().map_err(io_error("sync"))?;
         Ok(SnapshotFile {
-            file: Arc::new(file),
-            len,
+            content: writer.file.finish().map_err(io_error("sync"))?,
             pending: Some(name),
         })
     }
@@ -187,7 +197,6 @@ impl<D: Dir> Snapshots<D> {
         Ok(Incoming {
             dir: self.dir.clone(),
             file: Some(file),
-            len: 0,
             name,
         })
     }
@@ -229,10 +238,21 @@ impl<D: Dir> Snapshots<D> {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(SnapshotError::Io { what: "open", source }),
         };
-        let len = file.len().map_err(io_error("read"))?;
+        let content = Blocks::open(file, MAGIC, &self.keys).map_err(|cause| match cause {
+            BlocksError::Header(HeaderError::Version(version)) => SnapshotError::Version { version },
+            BlocksError::Header(HeaderError::Key(source)) => SnapshotError::Key {
+                dir: self.dir.display(),
+                source,
+            },
+            BlocksError::Io(source) => SnapshotError::Io { what: "read", source },
+            BlocksError::Header(HeaderError::Damaged) | BlocksError::Altered => SnapshotError::Damaged {
+                dir: self.dir.display(),
+                offset: 0,
+                what: "its header is bad",
+            },
+        })?;
         let file = SnapshotFile {
-            file: Arc::new(file),
-            len,
+            content,
             pending: None,
         };
         let (meta, _) = self.read_meta(&file)?;
@@ -241,8 +261,7 @@ impl<D: Dir> Snapshots<D> {
 
     fn read_meta(&self, file: &SnapshotFile<D>) -> Result<(SnapshotMeta, Reader<'_, D>), SnapshotError> {
         let mut reader = Reader {
-            file: file.file.clone(),
-            len: file.len,
+            content: file.content.clone(),
             offset: 0,
             crc: 0,
             dir: &self.dir,
@@ -283,26 +302,21 @@ impl<D: Dir> Snapshots<D> {
     }
 }
 
-struct Writer<'a, F> {
-    file: &'a F,
-    offset: u64,
+struct Writer<F> {
+    file: BlocksWriter<F>,
     crc: u32,
 }
 
-impl<F: File> Writer<'_, F> {
+impl<F: File> Writer<F> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        self.file
-            .write_at(bytes, self.offset)
-            .map_err(io_error("write"))?;
+        self.file.write(bytes).map_err(io_error("write"))?;
         self.crc = crc32c::crc32c_append(self.crc, bytes);
-        self.offset += bytes.len() as u64;
         Ok(())
     }
 }
 
 pub(super) struct Reader<'a, D: Dir> {
-    file: Arc<D::File>,
-    len: u64,
+    content: Blocks<D::File>,
     offset: u64,
     crc: u32,
     dir: &'a D,
@@ -316,7 +330,7 @@ impl<D: Dir> Reader<'_, D> {
         let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
         let (len, crc) = (number(0) as usize, number(4));
         match len {
-            0 if crc == total && self.offset == self.len => return Ok(None),
+            0 if crc == total && self.offset == self.content.len() => return Ok(None),
             0 => return Err(self.damaged("its end is bad")),
             1..=CHUNK_BYTES => {}
             _ => return Err(self.damaged("a chunk is too long")),
@@ -330,13 +344,13 @@ impl<D: Dir> Reader<'_, D> {
     }
 
     fn take(&mut self, len: usize) -> Result<Vec<u8>, SnapshotError> {
-        if self.offset + len as u64 > self.len {
+        if self.offset + len as u64 > self.content.len() {
             return Err(self.damaged("it ends too early"));
         }
-        let mut bytes = vec![0; len];
-        self.file
-            .read_at(&mut bytes, self.offset)
-            .map_err(io_error("read"))?;
+        let bytes = self.content.read(self.offset, len).map_err(|cause| match cause {
+            BlocksError::Io(source) => SnapshotError::Io { what: "read", source },
+            _ => self.damaged("a block was altered or moved: it does not open here"),
+        })?;
         self.crc = crc32c::crc32c_append(self.crc, &bytes);
         self.offset += len as u64;
         Ok(bytes)
@@ -352,148 +366,65 @@ impl<D: Dir> Reader<'_, D> {
 }
 
 impl<D: Dir> SnapshotFile<D> {
-    /// Length in bytes.
+    /// Length of what is sent.
     pub(super) fn len(&self) -> u64 {
-        self.len
+        self.content.len()
     }
 
-    /// The raw bytes at `offset`, for sending; empty at the end.
+    /// What is sent from `offset` on; empty at the end.
     pub(super) fn chunk(&self, offset: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; (self.len.saturating_sub(offset)).min(SEND_BYTES as u64) as usize];
-        self.file.read_at(&mut bytes, offset)?;
-        Ok(bytes)
+        let len = (self.len().saturating_sub(offset)).min(SEND_BYTES as u64) as usize;
+        self.content.read(offset, len).map_err(|cause| match cause {
+            BlocksError::Io(cause) => cause,
+            _ => io::Error::new(io::ErrorKind::InvalidData, "the snapshot is damaged"),
+        })
     }
 }
 
-/// A snapshot on its way in. Dropped before its end it leaves nothing.
+/// A snapshot on its way in: sealed before it is on disk. Dropped before its end it leaves nothing.
 pub(super) struct Incoming<D: Dir> {
     dir: D,
-    file: Option<D::File>,
-    len: u64,
+    /// None once it is finished.
+    file: Option<BlocksWriter<D::File>>,
     name: String,
 }
 
 impl<D: Dir> Incoming<D> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        let file = self.file.as_ref().expect("taken at the end only");
-        file.write_at(bytes, self.len).map_err(io_error("write"))?;
-        self.len += bytes.len() as u64;
-        Ok(())
+        let file = self.file.as_mut().expect("taken at the end only");
+        file.write(bytes).map_err(io_error("write"))
     }
 
     /// All is there; synced, and waiting to be installed.
     pub(super) fn finish(mut self) -> Result<SnapshotFile<D>, SnapshotError> {
-        let file = self.file.as_ref().expect("taken here only");
-        file.sync().map_err(io_error("sync"))?;
-        let file = self.file.take().expect("just used");
-        Ok(SnapshotFile {
-            file: Arc::new(file),
-            len: self.len,
-            pending: Some(self.name.clone()),
-        })
+        let file = self.file.take().expect("taken here only");
+        match file.finish() {
+            Ok(content) => Ok(SnapshotFile {
+                content,
+                pending: Some(self.name.clone()),
+            }),
+            Err(source) => {
+                self.remove();
+                Err(SnapshotError::Io { what: "sync", source })
+            }
+        }
     }
-}
 
-impl<D: Dir> Drop for Incoming<D> {
-    fn drop(&mut self) {
-        if self.file.is_some()
-            && let Err(cause) = self.dir.remove(&self.name)
-        {
+    fn remove(&self) {
+        if let Err(cause) = self.dir.remove(&self.name) {
             tracing::warn!(error = %cause, name = self.name, "failed to remove an unfinished snapshot");
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::sim::{Fault, SimDir};
-
-    fn body(len: usize) -> Vec<u8> {
-        (0..len).map(|i| i as u8).collect()
-    }
-
-    fn meta(index: u64) -> SnapshotMeta {
-        let last_log_id = Some(crate::raft::types::LogId::new_term_index(1, index));
-        SnapshotMeta {
-            last_log_id,
-            ..SnapshotMeta::default()
+impl<D: Dir> Drop for Incoming<D> {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.remove();
         }
-    }
-
-    fn write<D: Dir>(dir: &D, index: u64, len: usize) -> Result<(), SnapshotError> {
-        let snapshots = Snapshots::open(dir.clone())?;
-        let file = snapshots.write(&meta(index), body(len).chunks(1000).map(<[u8]>::to_vec))?;
-        snapshots.make_current(&meta(index), file).map(drop)
-    }
-
-    fn found<D: Dir>(dir: &D) -> Result<Option<(SnapshotMeta, Vec<u8>)>, SnapshotError> {
-        let snapshots = Snapshots::open(dir.clone())?;
-        let Some((_, file)) = snapshots.current() else {
-            return Ok(None);
-        };
-        let (meta, mut reader) = snapshots.open_file(&file)?;
-        let mut body = Vec::new();
-        while let Some(chunk) = reader.next_chunk()? {
-            body.extend(chunk);
-        }
-        Ok(Some((meta, body)))
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        for len in [0, 1, 1000, 70_001] {
-            let dir = SimDir::new(Fault::None, 1);
-            assert_eq!(found(&dir).unwrap(), None);
-            write(&dir, 7, len).unwrap();
-            assert_eq!(found(&dir).unwrap(), Some((meta(7), body(len))));
-        }
-    }
-
-    #[test]
-    fn an_older_snapshot_does_not_replace_a_newer_one() {
-        let dir = SimDir::new(Fault::None, 1);
-        write(&dir, 7, 700).unwrap();
-        write(&dir, 6, 600).unwrap();
-        assert_eq!(found(&dir).unwrap(), Some((meta(7), body(700))));
-        assert_eq!(dir.list().unwrap(), [NAME]);
-    }
-
-    #[test]
-    fn any_flipped_bit_is_noticed() {
-        let dir = SimDir::new(Fault::None, 1);
-        write(&dir, 7, 300).unwrap();
-        let len = dir.open(NAME).unwrap().len().unwrap();
-        for offset in 0..len {
-            dir.damage(NAME, offset as usize);
-            assert!(found(&dir).is_err(), "byte {offset}");
-            dir.damage(NAME, offset as usize);
-        }
-    }
-
-    #[test]
-    fn a_crash_leaves_the_old_or_the_new_one() {
-        for crash_at in 0..40 {
-            let dir = SimDir::new(Fault::CrashAt(crash_at), crash_at);
-            let told = [write(&dir, 1, 700).is_ok(), write(&dir, 2, 900).is_ok()];
-            let len = found(&dir.after_crash(Fault::None))
-                .unwrap()
-                .map(|(_, body)| body.len());
-            match told {
-                [false, _] => assert!(matches!(len, None | Some(700)), "crash at {crash_at}: {len:?}"),
-                [true, false] => assert!(matches!(len, Some(700 | 900)), "crash at {crash_at}: {len:?}"),
-                [true, true] => assert_eq!(len, Some(900)),
-            }
-        }
-    }
-
-    #[test]
-    fn an_unfinished_snapshot_leaves_nothing() {
-        let dir = SimDir::new(Fault::None, 1);
-        let snapshots = Snapshots::open(dir.clone()).unwrap();
-        let mut incoming = snapshots.receive().unwrap();
-        incoming.write(&[1; 10]).unwrap();
-        drop(incoming);
-        assert!(dir.list().unwrap().is_empty());
     }
 }
+
+#[cfg(test)]
+#[path = "snapshot_test.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use super::machine::{Published, StateMachine};
 use super::snapshot::Snapshots;
 use super::types::Types;
 use crate::store::os::OsDir;
+use crate::store::seal::{Key, Keys};
 
 struct Builder(WriteBy);
 
@@ -17,8 +18,10 @@ impl StoreBuilder<Types, LogStore<OsDir>, StateMachine<OsDir>, tempfile::TempDir
     ) -> Result<(tempfile::TempDir, LogStore<OsDir>, StateMachine<OsDir>), StorageError<Types>> {
         let tmp = tempfile::tempdir().unwrap();
         let log = OsDir::open(&tmp.path().join("log")).unwrap();
-        let snapshots = Snapshots::open(OsDir::open(&tmp.path().join("snapshots")).unwrap()).unwrap();
-        let store = LogStore::open(log, SEGMENT_BYTES, self.0).unwrap();
+        let keys = Keys::new(tmp.path(), vec![Key::generate()]);
+        let snapshots = OsDir::open(&tmp.path().join("snapshots")).unwrap();
+        let snapshots = Snapshots::open(snapshots, keys.clone()).unwrap();
+        let store = LogStore::open(log, SEGMENT_BYTES, keys, self.0).unwrap();
         Ok((tmp, store, StateMachine::new(snapshots, self.0, Published::new())))
     }
 }

@@ -33,6 +33,7 @@ use crate::security::listen;
 use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::{new_uuid, unix_now};
 use crate::store::os::OsDir;
+use crate::store::seal::{self, Keys};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +60,7 @@ impl Controller {
             segment_bytes: 8 << 20,
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(300), Duration::from_millis(600)),
-            ..NodeConfig::new(id)
+            ..NodeConfig::new(id, Keys::new(tmp.path(), vec![seal::Key::generate()]))
         };
         let client = live.client_config(ca.certificate()).unwrap();
         let node = Node::start(config, open("log"), open("snapshots"), client)

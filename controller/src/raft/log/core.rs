@@ -7,28 +7,38 @@ use std::thread::JoinHandle;
 
 use super::super::types::{LogId, Vote};
 use super::format::{
-    self, Encoded, FRAME_HEADER, FrameBuilder, Place, RECORD_HEADER, Record, SEGMENT_HEADER,
+    self, Cover, Encoded, FRAME_OVERHEAD, FrameBuilder, Place, RECORD_HEADER, Record, SEGMENT_HEADER,
 };
+use super::index::Source;
 use super::{ENTRY_BYTES_MAX, LogError};
+use crate::store::seal::{Keys, TAG_BYTES};
 use crate::store::{Dir, File};
 
 /// Default size of a segment: two of the largest entries, small enough to be filled with zeros in passing.
 pub const SEGMENT_BYTES: u32 = 16 << 20;
 /// What the frame at the head of each segment takes, at most: vote, committed, purged.
-const CHECKPOINT_BYTES_MAX: usize = 256;
+const CHECKPOINT_BYTES_MAX: usize = 320;
 /// Largest frame aimed at: what a disk writes in a few milliseconds; one larger record is a frame of its own.
 pub(super) const FRAME_BYTES: usize = 4 << 20;
 /// Zeros written at a time.
 const FILL_BYTES: usize = 1 << 20;
 
 const _: () = assert!(
-    ENTRY_BYTES_MAX + CHECKPOINT_BYTES_MAX + SEGMENT_HEADER + 2 * FRAME_HEADER + RECORD_HEADER + 1024
+    ENTRY_BYTES_MAX
+        + CHECKPOINT_BYTES_MAX
+        + SEGMENT_HEADER
+        + 2 * FRAME_OVERHEAD
+        + RECORD_HEADER
+        + TAG_BYTES
+        + 1024
         < SEGMENT_BYTES as usize,
     "the largest entry fits a segment"
 );
 
 pub(super) struct Core<D: Dir> {
     pub(super) dir: D,
+    /// New segments are sealed with the first.
+    pub(super) keys: Keys,
     /// Size of segments to come.
     pub(super) segment_bytes: u32,
     /// Size of the one that is written to; differs when the setting changed.
@@ -50,7 +60,7 @@ pub(super) struct Core<D: Dir> {
 
 pub(super) struct Segment<F> {
     pub(super) number: u64,
-    pub(super) file: Arc<F>,
+    pub(super) source: Source<F>,
     /// Largest index that was ever written into it.
     pub(super) last_index: Option<u64>,
 }
@@ -68,7 +78,7 @@ pub(super) enum Spare<F> {
 /// What a commit did, for the index.
 pub(super) enum Effect<F> {
     Placed(u64, Place),
-    Opened(u64, Arc<F>),
+    Opened(u64, Source<F>),
     Removed(u64),
 }
 
@@ -103,12 +113,12 @@ impl<D: Dir> Core<D> {
                 let full = std::mem::replace(&mut frame, FrameBuilder::new());
                 self.write_frame(full, &mut placed, &mut effects)?;
             }
-            if FRAME_HEADER + encoded.len() > self.frame_max() {
+            if FRAME_OVERHEAD + encoded.len() > self.frame_max() {
                 return Err(LogError::TooLarge { bytes: encoded.len() });
             }
-            let (offset, len, crc) = frame.push(&encoded);
+            let at = frame.push(&encoded);
             if let Record::Entry(entry) = &record {
-                placed.push((entry.log_id.index, offset, len, crc));
+                placed.push((entry.log_id.index, at));
             }
         }
         if self.committed_pending {
@@ -133,11 +143,11 @@ impl<D: Dir> Core<D> {
         self.segment_bytes as usize - SEGMENT_HEADER - CHECKPOINT_BYTES_MAX - 64
     }
 
-    /// `placed`: index of each entry in the frame, with offset in the frame, length and checksum. Emptied.
+    /// `placed`: index of each entry in the frame, with its place among the frame's records. Emptied.
     fn write_frame(
         &mut self,
         frame: FrameBuilder,
-        placed: &mut Vec<(u64, u32, u32, u32)>,
+        placed: &mut Vec<(u64, usize)>,
         effects: &mut Vec<Effect<D::File>>,
     ) -> Result<(), LogError> {
         if self.offset as usize + frame.len() > self.active_bytes as usize {
@@ -145,24 +155,19 @@ impl<D: Dir> Core<D> {
         }
         let offset = self.offset;
         let segment = self.segments.back_mut().expect("there is always one");
-        let bytes = frame.seal(segment.number, offset, self.next_frame);
-        let written = segment
-            .file
-            .write_at(&bytes, offset.into())
-            .and_then(|()| segment.file.sync());
+        let Cover::Sealed(key) = &*segment.source.cover else {
+            panic!("a start goes on in a new segment after one that is not sealed");
+        };
+        let (bytes, places) = frame.seal(key, segment.number, offset, self.next_frame);
+        let file = &segment.source.file;
+        let written = file.write_at(&bytes, offset.into()).and_then(|()| file.sync());
         written.map_err(|source| LogError::Write {
             file: format::segment_name(segment.number),
             source,
         })?;
-        for (index, at, len, crc) in placed.drain(..) {
+        for (index, at) in placed.drain(..) {
             segment.last_index = segment.last_index.max(Some(index));
-            let place = Place {
-                segment: segment.number,
-                offset: offset + at,
-                len,
-                crc,
-            };
-            effects.push(Effect::Placed(index, place));
+            effects.push(Effect::Placed(index, places[at]));
         }
         self.offset += bytes.len() as u32;
         self.next_frame += 1;
@@ -229,29 +234,32 @@ impl<D: Dir> Core<D> {
             checkpoint.len() <= CHECKPOINT_BYTES_MAX,
             "vote and log ids are small"
         );
-        let bytes = checkpoint.seal(number, SEGMENT_HEADER as u32, self.next_frame);
+        let (header, key) = format::segment_header(number, self.keys.writing());
+        let (bytes, _) = checkpoint.seal(&key, number, SEGMENT_HEADER as u32, self.next_frame);
         let name = format::segment_name(number);
         let file = self
-            .create_segment(&name, number, &bytes)
+            .create_segment(&name, number, &[&header[..], &bytes].concat())
             .map_err(|source| LogError::Write { file: name, source })?;
-        let file = Arc::new(file);
+        let source = Source {
+            file: Arc::new(file),
+            cover: Arc::new(Cover::Sealed(key)),
+        };
         self.segments.push_back(Segment {
             number,
-            file: file.clone(),
+            source: source.clone(),
             last_index: None,
         });
         self.offset = (SEGMENT_HEADER + bytes.len()) as u32;
         self.active_bytes = self.segment_bytes;
         self.next_frame += 1;
-        effects.push(Effect::Opened(number, file));
+        effects.push(Effect::Opened(number, source));
         Ok(())
     }
 
     /// A segment appears under its name only whole: zeros, header and checkpoint are synced before the rename.
-    fn create_segment(&mut self, name: &str, number: u64, checkpoint: &[u8]) -> io::Result<D::File> {
+    fn create_segment(&mut self, name: &str, number: u64, start: &[u8]) -> io::Result<D::File> {
         let file = self.filled(number)?;
-        file.write_at(&format::segment_header(number), 0)?;
-        file.write_at(checkpoint, SEGMENT_HEADER as u64)?;
+        file.write_at(start, 0)?;
         file.sync()?;
         self.dir.rename(&format!("{name}.tmp"), name)?;
         self.dir.sync()?;

@@ -1,5 +1,9 @@
 //! The log against a disk that crashes, fails, fills up and rots.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::type_config::TypeConfigExt;
@@ -9,12 +13,13 @@ use super::*;
 use crate::raft::types::Proposal;
 use crate::store::File;
 use crate::store::os::OsDir;
+use crate::store::seal::{Key, SALT_BYTES};
 use crate::store::sim::{Fault, SimDir};
 
 /// Small, so that a short workload goes through several.
-const SEGMENT: u32 = 4096;
+pub(super) const SEGMENT: u32 = 4096;
 
-fn entry(term: u64, index: u64, len: usize) -> Entry {
+pub(super) fn entry(term: u64, index: u64, len: usize) -> Entry {
     Entry {
         log_id: LogId::new_term_index(term, index),
         payload: EntryPayload::Normal(Proposal(Bytes::from(vec![index as u8; len]))),
@@ -134,14 +139,20 @@ async fn run<D: Dir>(step: Step, model: &mut Model, store: &mut LogStore<D>) -> 
     }
 }
 
-async fn append<D: Dir>(store: &mut LogStore<D>, entries: Vec<Entry>) -> io::Result<()> {
+pub(super) async fn append<D: Dir>(store: &mut LogStore<D>, entries: Vec<Entry>) -> io::Result<()> {
     let (sender, receiver) = Types::oneshot();
     store.append(entries, IOFlushed::signal(sender)).await?;
     receiver.await.expect("always called")
 }
 
-fn open<D: Dir>(dir: &D) -> Result<LogStore<D>, LogError> {
-    LogStore::open(dir.clone(), SEGMENT, WriteBy::Caller)
+pub(super) fn keys() -> Keys {
+    static KEYS: LazyLock<Keys> =
+        LazyLock::new(|| Keys::new(Path::new("storage.keys"), vec![Key::generate()]));
+    KEYS.clone()
+}
+
+pub(super) fn open<D: Dir>(dir: &D) -> Result<LogStore<D>, LogError> {
+    LogStore::open(dir.clone(), SEGMENT, keys(), WriteBy::Caller)
 }
 
 /// Runs until something fails; gives the states that a start may find: the last acknowledged one, and the one that was
@@ -162,7 +173,7 @@ async fn run_until_failure(steps: &[Step], dir: &SimDir) -> Vec<Model> {
     vec![model]
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap()
@@ -192,6 +203,28 @@ async fn check_recovery(steps: &[Step], fault: Fault, seed: u64) {
     assert_eq!(Model::of(&mut store).await, found, "{fault:?}, seed {seed}");
 }
 
+/// Notes every whole frame by the salt that its key is from: a second one of the same salt would take its nonces again.
+fn note_frames(dir: &SimDir, seen: &mut BTreeMap<[u8; SALT_BYTES], Vec<u8>>) {
+    for name in dir.list().unwrap() {
+        let Some(number) = format::segment_number(name.trim_end_matches(".tmp")) else {
+            continue;
+        };
+        let file = dir.open(&name).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_at(&mut bytes, 0).unwrap();
+        let mut at = format::SEGMENT_HEADER;
+        while at < bytes.len()
+            && let Ok(Some(frame)) = format::frame_at(&bytes, number, at)
+        {
+            let whole = bytes[at..at + frame.len].to_vec();
+            let salt = whole[format::FRAME_HEADER..][..SALT_BYTES].try_into().unwrap();
+            let before = seen.entry(salt).or_insert_with(|| whole.clone());
+            assert_eq!(*before, whole, "{name}, byte {at}: another frame had this salt");
+            at += frame.len;
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -213,6 +246,27 @@ proptest! {
             run_until_failure(&steps, &calm).await;
             for fail_at in 0..calm.operations() {
                 check_recovery(&steps, Fault::FailAt(fail_at), seed.into()).await;
+            }
+        });
+    }
+
+    #[test]
+    fn no_nonce_is_used_twice_over_crashes(steps in steps(), crashes in proptest::collection::vec(0..60u64, 3), seed in any::<u32>()) {
+        block_on(async {
+            let mut seen = BTreeMap::new();
+            let mut dir = SimDir::new(Fault::CrashAt(crashes[0]), seed.into());
+            for crash in crashes[1..].iter().chain([&u64::MAX]) {
+                if let Ok(mut store) = open(&dir) {
+                    let mut model = Model::of(&mut store).await;
+                    for step in &steps {
+                        if run(*step, &mut model, &mut store).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+                note_frames(&dir, &mut seen); // also what the crash is about to tear
+                dir = dir.after_crash(Fault::CrashAt(*crash));
+                note_frames(&dir, &mut seen);
             }
         });
     }
@@ -298,19 +352,19 @@ fn a_newer_format_is_named() {
     let dir = SimDir::new(Fault::None, 1);
     drop(open(&dir).unwrap());
     let file = dir.open(&format::segment_name(1)).unwrap();
-    let mut header = format::segment_header(1);
-    header[8] = 2;
-    let crc = crc32c::crc32c(&header[..24]);
-    header[24..28].copy_from_slice(&crc.to_le_bytes());
+    let (mut header, _) = format::segment_header(1, keys().writing());
+    header[8] = 3;
+    let crc = crc32c::crc32c(&header[..72]);
+    header[72..76].copy_from_slice(&crc.to_le_bytes());
     file.write_at(&header, 0).unwrap();
-    assert!(matches!(open(&dir), Err(LogError::Version { version: 2, .. })));
+    assert!(matches!(open(&dir), Err(LogError::Version { version: 3, .. })));
 }
 
 #[tokio::test]
 async fn entries_beyond_the_cache_are_read_from_disk() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = OsDir::open(tmp.path()).unwrap();
-    let mut store = LogStore::open(dir, SEGMENT_BYTES, WriteBy::Thread).unwrap();
+    let mut store = LogStore::open(dir, SEGMENT_BYTES, keys(), WriteBy::Thread).unwrap();
     let count = 3 * index::CACHE_BYTES_MAX as u64 / (1 << 20);
     for index in 0..count {
         append(&mut store, vec![entry(1, index, 1 << 20)]).await.unwrap();

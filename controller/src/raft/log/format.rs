@@ -1,15 +1,7 @@
 //! The bytes of a segment.
 //!
-//! | segment header |                                 |
-//! |----------------|---------------------------------|
-//! | 0              | magic `BHRAFTLG`                |
-//! | 8              | version, u32                    |
-//! | 12             | zero, u32                       |
-//! | 16             | number of the segment, u64      |
-//! | 24             | CRC-32C of bytes 0 to 24, u32   |
-//! | 28             | zero, u32                       |
-//!
-//! Frames follow, each at a multiple of 8; one is written and synced at a time. After the last one all is zero.
+//! It begins with the header of `store/seal.rs`, in which its number stands. Frames follow, each at a multiple of 8; one is
+//! written and synced at a time. After the last one all is zero.
 //!
 //! | frame header |                                                                            |
 //! |--------------|----------------------------------------------------------------------------|
@@ -19,23 +11,35 @@
 //! | 16           | CRC-32C of segment number, offset, bytes 4 to 16 and body, u32             |
 //! | 20           | zero, u32                                                                  |
 //!
-//! The body is records, each with a checksum of its own, as entries are read one by one later.
+//! The body is a salt and records. A frame is a part of its own in the sense of `store/seal.rs`: what a crash leaves of one
+//! takes no nonce from the frame that is written over it later. Each record is sealed by itself, as entries are read one by
+//! one later, and bound to its segment, its frame and its place in that. The checksums are over what is on disk: whether a
+//! tail is torn is decided without a key.
 //!
-//! | record |                                 |
-//! |--------|---------------------------------|
-//! | 0      | type, u32                       |
-//! | 4      | length of the payload, u32      |
-//! | 8      | CRC-32C of type and payload, u32 |
-//! | 12     | payload, in postcard's encoding |
+//! | record |                                                  |
+//! |--------|--------------------------------------------------|
+//! | 0      | type, u32                                        |
+//! | 4      | length of the payload, u32                       |
+//! | 8      | CRC-32C of type and payload, u32                 |
+//! | 12     | payload: postcard's encoding, sealed, with a tag |
+//!
+//! Segments of version 1 are read and never written: they have a header of 32 bytes, with its CRC at 24, and neither salts
+//! nor tags.
 
 use super::super::types::{Entry, LogId, Vote};
+use crate::store::seal::{
+    self, FileKey, HEADER_BYTES, HeaderError, Key, KeyError, Keys, SALT_BYTES, TAG_BYTES,
+};
 
-pub(super) const SEGMENT_HEADER: usize = 32;
+pub(super) const SEGMENT_HEADER: usize = HEADER_BYTES;
+const CLEAR_SEGMENT_HEADER: usize = 32;
 pub(super) const FRAME_HEADER: usize = 24;
 pub(super) const RECORD_HEADER: usize = 12;
 const SEGMENT_MAGIC: &[u8; 8] = b"BHRAFTLG";
+/// Where the checksum stands in a record's header.
+const RECORD_CRC_AT: usize = 8;
 const FRAME_MAGIC: u32 = 0x4d52_4642; // `BFRM`
-const VERSION: u32 = 1;
+const CLEAR_VERSION: u32 = 1;
 const ALIGN: usize = 8;
 
 /// One thing that the log remembers.
@@ -53,19 +57,42 @@ pub(super) enum Record {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub(super) segment: u64,
+    /// Where its frame begins.
+    pub(super) frame: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
     pub(super) crc: u32,
 }
 
+/// What hides the records of a segment.
+pub(super) enum Cover {
+    /// Nothing: version 1.
+    Clear,
+    Sealed(FileKey),
+}
+
 /// Why bytes are not what was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Bad {
     SegmentHeader,
     /// Written by a newer version.
     Version(u32),
+    /// The key is not there.
+    Key(KeyError),
     Frame,
     Record,
+    /// Whole, but not sealed for this place.
+    Altered,
+}
+
+impl Bad {
+    /// What is wrong with a frame.
+    pub(super) fn what(&self) -> &'static str {
+        match self {
+            Self::Altered => "a record was altered or moved: it does not open here",
+            _ => "a record is bad",
+        }
+    }
 }
 
 pub(super) const fn aligned(len: usize) -> usize {
@@ -86,29 +113,61 @@ pub(super) fn segment_number(name: &str) -> Option<u64> {
         .flatten()
 }
 
-pub(super) fn segment_header(number: u64) -> [u8; SEGMENT_HEADER] {
-    let mut header = [0; SEGMENT_HEADER];
-    header[..8].copy_from_slice(SEGMENT_MAGIC);
-    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..24].copy_from_slice(&number.to_le_bytes());
-    let crc = crc32c::crc32c(&header[..24]);
-    header[24..28].copy_from_slice(&crc.to_le_bytes());
-    header
+/// The header of a new segment, and what seals its records.
+pub(super) fn segment_header(number: u64, key: &Key) -> ([u8; SEGMENT_HEADER], FileKey) {
+    seal::begin_file(key, SEGMENT_MAGIC, number)
 }
 
-pub(super) fn check_segment_header(bytes: &[u8], number: u64) -> Result<(), Bad> {
-    if bytes.len() < SEGMENT_HEADER || &bytes[..8] != SEGMENT_MAGIC {
+/// Opens a segment by its first bytes.
+pub(super) fn open_segment(bytes: &[u8], number: u64, keys: &Keys) -> Result<Cover, Bad> {
+    if bytes.len() < CLEAR_SEGMENT_HEADER || &bytes[..8] != SEGMENT_MAGIC {
         return Err(Bad::SegmentHeader);
     }
-    match u32_at(bytes, 8) {
-        VERSION => {}
-        other if crc32c::crc32c(&bytes[..24]) == u32_at(bytes, 24) => return Err(Bad::Version(other)),
-        _ => return Err(Bad::SegmentHeader),
+    if u32_at(bytes, 8) != CLEAR_VERSION {
+        return match seal::open_file(bytes, SEGMENT_MAGIC, number, keys) {
+            Ok(key) => Ok(Cover::Sealed(key)),
+            Err(HeaderError::Damaged) => Err(Bad::SegmentHeader),
+            Err(HeaderError::Version(version)) => Err(Bad::Version(version)),
+            Err(HeaderError::Key(cause)) => Err(Bad::Key(cause)),
+        };
     }
-    if bytes[..SEGMENT_HEADER] != segment_header(number) {
-        return Err(Bad::SegmentHeader);
+    let whole = crc32c::crc32c(&bytes[..24]) == u32_at(bytes, 24)
+        && u64_at(bytes, 16) == number
+        && [12, 28].iter().all(|reserved| u32_at(bytes, *reserved) == 0);
+    whole.then_some(Cover::Clear).ok_or(Bad::SegmentHeader)
+}
+
+impl Cover {
+    /// Where the first frame stands.
+    pub(super) fn first_frame(&self) -> usize {
+        match self {
+            Self::Clear => CLEAR_SEGMENT_HEADER,
+            Self::Sealed(_) => SEGMENT_HEADER,
+        }
     }
-    Ok(())
+
+    fn salt_bytes(&self) -> usize {
+        match self {
+            Self::Clear => 0,
+            Self::Sealed(_) => SALT_BYTES,
+        }
+    }
+
+    /// Bytes at the start of a frame that its records need to be opened.
+    pub(super) fn frame_head(&self) -> usize {
+        FRAME_HEADER + self.salt_bytes()
+    }
+}
+
+/// Where sealed records stand: with their own offset in the frame, which is the nonce, all of it. `head` is the frame's.
+fn binding(segment: u64, frame: u32, head: &[u8], record: &[u8]) -> Vec<u8> {
+    [
+        &segment.to_le_bytes()[..],
+        &frame.to_le_bytes(),
+        &head[4..16],             // length and number
+        &record[..RECORD_CRC_AT], // type and length
+    ]
+    .concat()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -122,12 +181,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// A frame while it is filled.
 pub(super) struct FrameBuilder {
     bytes: Vec<u8>,
+    /// Offset of each record, and of its end.
+    records: Vec<(usize, usize)>,
 }
+
+/// What a frame takes beside its records.
+pub(super) const FRAME_OVERHEAD: usize = FRAME_HEADER + SALT_BYTES;
 
 impl FrameBuilder {
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; FRAME_HEADER],
+            bytes: vec![0; FRAME_OVERHEAD],
+            records: Vec::new(),
         }
     }
 
@@ -137,36 +202,58 @@ impl FrameBuilder {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.bytes.len() == FRAME_HEADER
+        self.records.is_empty()
     }
 
-    /// Appends an encoded record; gives the offset of its payload in the frame, its length and its checksum.
-    pub(super) fn push(&mut self, record: &Encoded) -> (u32, u32, u32) {
+    /// Appends an encoded record; gives which one of the frame it is.
+    pub(super) fn push(&mut self, record: &Encoded) -> usize {
+        let at = self.bytes.len();
+        let len = record.payload.len() + TAG_BYTES;
         self.bytes.extend_from_slice(&record.kind.to_le_bytes());
-        self.bytes
-            .extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
-        let crc = record_crc(record.kind, &record.payload);
-        self.bytes.extend_from_slice(&crc.to_le_bytes());
-        let offset = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&(len as u32).to_le_bytes());
+        self.bytes.extend_from_slice(&[0; RECORD_HEADER - RECORD_CRC_AT]);
         self.bytes.extend_from_slice(&record.payload);
-        (offset, record.payload.len() as u32, crc)
+        self.bytes.extend_from_slice(&[0; TAG_BYTES]);
+        self.records.push((at, self.bytes.len()));
+        self.records.len() - 1
     }
 
-    /// The bytes to write at `offset` of the segment.
-    pub(super) fn seal(mut self, segment: u64, offset: u32, number: u64) -> Vec<u8> {
-        let body = (self.bytes.len() - FRAME_HEADER) as u32;
-        self.bytes[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
-        self.bytes[4..8].copy_from_slice(&body.to_le_bytes());
-        self.bytes[8..16].copy_from_slice(&number.to_le_bytes());
-        let crc = frame_crc(&self.bytes, segment, offset);
-        self.bytes[16..20].copy_from_slice(&crc.to_le_bytes());
-        self.bytes.resize(self.len(), 0);
-        self.bytes
+    /// The bytes to write at `offset` of the segment, and where each record's payload is then.
+    pub(super) fn seal(self, key: &FileKey, segment: u64, offset: u32, number: u64) -> (Vec<u8>, Vec<Place>) {
+        let (len, mut bytes) = (self.len(), self.bytes);
+        let mut sealer = key.begin();
+        let (head, _) = bytes.split_at_mut(FRAME_OVERHEAD);
+        let body = (self.records.last().map_or(FRAME_OVERHEAD, |(_, end)| *end) - FRAME_HEADER) as u32;
+        head[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+        head[4..8].copy_from_slice(&body.to_le_bytes());
+        head[8..16].copy_from_slice(&number.to_le_bytes());
+        head[FRAME_HEADER..].copy_from_slice(sealer.salt());
+        let head = head.to_vec();
+        let mut places = Vec::with_capacity(self.records.len());
+        for (at, end) in self.records {
+            let (header, payload) = bytes[at..end].split_at_mut(RECORD_HEADER);
+            let (plain, tag) = payload.split_at_mut(payload.len() - TAG_BYTES);
+            let place = binding(segment, offset, &head, header);
+            tag.copy_from_slice(&sealer.seal(at as u32, &place, plain));
+            let crc = record_crc(u32_at(header, 0), payload);
+            header[RECORD_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+            places.push(Place {
+                segment,
+                frame: offset,
+                offset: offset + (at + RECORD_HEADER) as u32,
+                len: (end - at - RECORD_HEADER) as u32,
+                crc,
+            });
+        }
+        let crc = frame_crc(&bytes, segment, offset);
+        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+        bytes.resize(len, 0);
+        (bytes, places)
     }
 }
 
 /// `frame` without its padding.
-fn frame_crc(frame: &[u8], segment: u64, offset: u32) -> u32 {
+pub(super) fn frame_crc(frame: &[u8], segment: u64, offset: u32) -> u32 {
     let crc = crc32c::crc32c(&segment.to_le_bytes());
     let crc = crc32c::crc32c_append(crc, &offset.to_le_bytes());
     let crc = crc32c::crc32c_append(crc, &frame[4..16]);
@@ -192,7 +279,7 @@ pub(super) struct Encoded {
 impl Encoded {
     /// Bytes that it takes in a frame.
     pub(super) fn len(&self) -> usize {
-        RECORD_HEADER + self.payload.len()
+        RECORD_HEADER + self.payload.len() + TAG_BYTES
     }
 }
 
@@ -221,12 +308,25 @@ impl Record {
     }
 }
 
-/// One entry's payload, read alone.
-pub(super) fn decode_entry(payload: &[u8], crc: u32) -> Result<Entry, Bad> {
-    if record_crc(KIND_ENTRY, payload) != crc {
+/// One entry's payload, read alone, with the head of its frame.
+pub(super) fn decode_entry(
+    cover: &Cover,
+    place: &Place,
+    head: &[u8],
+    mut payload: Vec<u8>,
+) -> Result<Entry, Bad> {
+    if record_crc(KIND_ENTRY, &payload) != place.crc {
         return Err(Bad::Record);
     }
-    postcard::from_bytes(payload).map_err(|_| Bad::Record)
+    if let Cover::Sealed(key) = cover {
+        let header = [KIND_ENTRY.to_le_bytes(), place.len.to_le_bytes()].concat();
+        let place_bytes = binding(place.segment, place.frame, head, &header);
+        let salt = head[FRAME_HEADER..].try_into().expect("as long as a salt");
+        let position = place.offset - place.frame - RECORD_HEADER as u32;
+        let opened = key.opener(salt).open(position, &place_bytes, &mut payload);
+        opened.map_err(|_| Bad::Altered)?;
+    }
+    postcard::from_bytes(&payload).map_err(|_| Bad::Record)
 }
 
 /// A frame that was found whole.
@@ -235,7 +335,8 @@ pub(super) struct Frame<'a> {
     /// Length with header and padding.
     pub(super) len: usize,
     offset: usize,
-    body: &'a [u8],
+    /// Header and body.
+    bytes: &'a [u8],
 }
 
 /// The frame at `offset` of a segment's bytes; None where there is only zero.
@@ -259,7 +360,7 @@ pub(super) fn frame_at(bytes: &[u8], segment: u64, offset: usize) -> Result<Opti
         number: u64_at(rest, 8),
         len: aligned(end),
         offset,
-        body: &rest[FRAME_HEADER..end],
+        bytes: &rest[..end],
     }))
 }
 
@@ -277,31 +378,48 @@ pub(super) fn frame_after(bytes: &[u8], segment: u64, offset: usize) -> bool {
 
 impl Frame<'_> {
     /// Its records, each with the place of its payload.
-    pub(super) fn records(&self, segment: u64) -> Result<Vec<(Record, Place)>, Bad> {
+    pub(super) fn records(&self, segment: u64, cover: &Cover) -> Result<Vec<(Record, Place)>, Bad> {
+        let mut at = cover.frame_head();
+        let head = self.bytes.get(..at).ok_or(Bad::Record)?;
+        let opener = match cover {
+            Cover::Clear => None,
+            Cover::Sealed(key) => {
+                let salt = head[FRAME_HEADER..].try_into().expect("as long as a salt");
+                Some(key.opener(salt))
+            }
+        };
         let mut records = Vec::new();
-        let mut at = 0;
-        while at < self.body.len() {
-            let rest = &self.body[at..];
+        while at < self.bytes.len() {
+            let rest = &self.bytes[at..];
             if rest.len() < RECORD_HEADER {
                 return Err(Bad::Record);
             }
-            let (kind, len, crc) = (u32_at(rest, 0), u32_at(rest, 4), u32_at(rest, 8));
+            let (kind, len, crc) = (u32_at(rest, 0), u32_at(rest, 4), u32_at(rest, RECORD_CRC_AT));
             let payload = rest
                 .get(RECORD_HEADER..RECORD_HEADER + len as usize)
                 .ok_or(Bad::Record)?;
             if record_crc(kind, payload) != crc {
                 return Err(Bad::Record);
             }
-            let offset = (self.offset + FRAME_HEADER + at + RECORD_HEADER) as u32;
-            records.push((
-                Record::decode(kind, payload)?,
-                Place {
-                    segment,
-                    offset,
-                    len,
-                    crc,
-                },
-            ));
+            let frame = self.offset as u32;
+            let record = match &opener {
+                None => Record::decode(kind, payload)?,
+                Some(opener) => {
+                    let mut payload = payload.to_vec();
+                    let place = binding(segment, frame, head, rest);
+                    let opened = opener.open(at as u32, &place, &mut payload);
+                    opened.map_err(|_| Bad::Altered)?;
+                    Record::decode(kind, &payload)?
+                }
+            };
+            let place = Place {
+                segment,
+                frame,
+                offset: frame + (at + RECORD_HEADER) as u32,
+                len,
+                crc,
+            };
+            records.push((record, place));
             at += RECORD_HEADER + len as usize;
         }
         Ok(records)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use openraft::EntryPayload;
 
 use super::super::types::{Entry, LogId, Vote};
-use super::format::{self, Place};
+use super::format::{self, Cover, Place};
 use crate::store::File;
 
 /// Bytes of entries kept in memory for followers and for `apply`; older ones are read from their file.
@@ -26,7 +26,22 @@ pub(super) struct Index<F> {
     /// The last entries; all that have no place yet are among them.
     tail: VecDeque<Entry>,
     tail_bytes: usize,
-    files: BTreeMap<u64, Arc<F>>,
+    files: BTreeMap<u64, Source<F>>,
+}
+
+/// A segment as it is read.
+pub(super) struct Source<F> {
+    pub(super) file: Arc<F>,
+    pub(super) cover: Arc<Cover>,
+}
+
+impl<F> Clone for Source<F> {
+    fn clone(&self) -> Self {
+        Self {
+            file: self.file.clone(),
+            cover: self.cover.clone(),
+        }
+    }
 }
 
 struct Slot {
@@ -37,7 +52,7 @@ struct Slot {
 /// An entry in memory, or where to read it.
 pub(super) enum Found<F> {
     Cached(Entry),
-    OnDisk(Arc<F>, Place),
+    OnDisk(Source<F>, Place),
 }
 
 pub(super) fn bytes_of(entry: &Entry) -> usize {
@@ -83,8 +98,8 @@ impl<F: File> Index<F> {
         (!self.slots.is_empty()).then_some(self.first)
     }
 
-    pub(super) fn add_file(&mut self, segment: u64, file: Arc<F>) {
-        self.files.insert(segment, file);
+    pub(super) fn add_file(&mut self, segment: u64, source: Source<F>) {
+        self.files.insert(segment, source);
     }
 
     pub(super) fn remove_file(&mut self, segment: u64) {
@@ -194,10 +209,12 @@ impl<F: File> Found<F> {
     pub(super) fn load(self) -> io::Result<Entry> {
         match self {
             Self::Cached(entry) => Ok(entry),
-            Self::OnDisk(file, place) => {
+            Self::OnDisk(source, place) => {
+                let mut head = vec![0; source.cover.frame_head()];
+                source.file.read_at(&mut head, place.frame.into())?;
                 let mut payload = vec![0; place.len as usize];
-                file.read_at(&mut payload, place.offset.into())?;
-                format::decode_entry(&payload, place.crc).map_err(|_| {
+                source.file.read_at(&mut payload, place.offset.into())?;
+                format::decode_entry(&source.cover, &place, &head, payload).map_err(|_| {
                     let name = format::segment_name(place.segment);
                     let offset = place.offset;
                     io::Error::new(

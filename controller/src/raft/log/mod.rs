@@ -2,7 +2,8 @@
 //!
 //! One writer thread takes what was asked for meanwhile, writes it as one frame, syncs once, then answers all of it
 //! (group commit). Entries are readable as soon as `append` returns; they count as stored only after the sync. After a
-//! write that failed nothing is written any more: the process has to end and to start again from what is on disk.
+//! write that failed nothing is written any more: the process has to end and to start again from what is on disk. What is
+//! on disk is sealed with this member's key.
 
 mod core;
 mod format;
@@ -12,6 +13,8 @@ mod writer;
 
 #[cfg(test)]
 mod crash_test;
+#[cfg(test)]
+mod seal_test;
 
 use std::fmt::Debug;
 use std::io;
@@ -26,6 +29,7 @@ use self::index::Index;
 use self::writer::{Done, Op, Writer};
 use super::types::{Entry, LogId, Types, Vote};
 use crate::store::Dir;
+use crate::store::seal::{KeyError, Keys};
 
 pub use self::core::SEGMENT_BYTES;
 
@@ -62,6 +66,14 @@ pub enum LogError {
         file: String,
         /// Its version.
         version: u32,
+    },
+    /// The key that it is sealed with is not there.
+    #[error("{file} can't be opened")]
+    Key {
+        /// File.
+        file: String,
+        /// Which key, and what to do.
+        source: KeyError,
     },
     /// Reading failed.
     #[error("failed to read {file}")]
@@ -137,8 +149,8 @@ impl<D: Dir> Clone for Reader<D> {
 
 impl<D: Dir> LogStore<D> {
     /// Opens or begins the log in `dir`, checking all of it.
-    pub fn open(dir: D, segment_bytes: u32, write_by: WriteBy) -> Result<Self, LogError> {
-        let (core, index) = recover::open(dir, segment_bytes)?;
+    pub fn open(dir: D, segment_bytes: u32, keys: Keys, write_by: WriteBy) -> Result<Self, LogError> {
+        let (core, index) = recover::open(dir, segment_bytes, keys)?;
         let index = Arc::new(Mutex::new(index));
         let writer = Writer::start(core, index.clone(), write_by)?;
         Ok(Self {

@@ -6,22 +6,31 @@
 //! | `.tmp` files                                             | removed: a crash while one was made      |
 //! | last segment ends in bad bytes, no whole frame after     | torn tail: zeroed, synced                |
 //! | anything else bad: header, frame, record, number, a gap  | refused, with file and offset            |
+//! | a segment whose key is missing, or another               | refused, with file and key               |
+//! | last segment is not sealed, or not with the first key    | a new one begins                         |
+//! | a segment that is not sealed after one that is           | refused: nobody writes such              |
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use super::LogError;
-use super::core::{Core, Segment};
-use super::format::{self, Bad, Record, SEGMENT_HEADER};
-use super::index::Index;
+use super::core::{Core, Effect, Segment};
+use super::format::{self, Bad, Cover, Record};
+use super::index::{Index, Source};
+use crate::store::seal::Keys;
 use crate::store::{Dir, File};
 
-pub(super) fn open<D: Dir>(dir: D, segment_bytes: u32) -> Result<(Core<D>, Index<D::File>), LogError> {
+pub(super) fn open<D: Dir>(
+    dir: D,
+    segment_bytes: u32,
+    keys: Keys,
+) -> Result<(Core<D>, Index<D::File>), LogError> {
     let mut recovery = Recovery {
         index: Index::new(),
         core: Core {
             dir,
+            keys,
             segment_bytes,
             active_bytes: segment_bytes,
             segments: VecDeque::new(),
@@ -39,7 +48,7 @@ pub(super) fn open<D: Dir>(dir: D, segment_bytes: u32) -> Result<(Core<D>, Index
     for (i, number) in numbers.iter().enumerate() {
         recovery.read_segment(*number, i == 0, i + 1 == numbers.len())?;
     }
-    recovery.finish(numbers.is_empty())
+    recovery.finish()
 }
 
 struct Recovery<D: Dir> {
@@ -88,33 +97,42 @@ impl<D: Dir> Recovery<D> {
         }
         let mut bytes = vec![0; len as usize];
         file.read_at(&mut bytes, 0).map_err(read_error(&name))?;
-        match format::check_segment_header(&bytes, number) {
-            Ok(()) => {}
+        let cover = match format::open_segment(&bytes, number, &self.core.keys) {
+            Ok(cover) => Arc::new(cover),
             Err(Bad::Version(version)) => return Err(LogError::Version { file: name, version }),
+            Err(Bad::Key(source)) => return Err(LogError::Key { file: name, source }),
             Err(_) => return Err(damaged(name, 0, "its header is bad")),
+        };
+        let before = self.core.segments.back();
+        if matches!(*cover, Cover::Clear)
+            && before.is_some_and(|before| matches!(*before.source.cover, Cover::Sealed(_)))
+        {
+            return Err(damaged(name, 0, "it is not sealed, as the one before it is"));
         }
+        let first_frame = cover.first_frame();
         let mut segment = Segment {
             number,
-            file: Arc::new(file),
+            source: Source {
+                file: Arc::new(file),
+                cover: cover.clone(),
+            },
             last_index: None,
         };
-        self.index.add_file(number, segment.file.clone());
-        let mut offset = SEGMENT_HEADER;
+        self.index.add_file(number, segment.source.clone());
+        let mut offset = first_frame;
         loop {
             match format::frame_at(&bytes, number, offset) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
-                    if first && offset == SEGMENT_HEADER {
+                    if first && offset == first_frame {
                         self.core.next_frame = frame.number; // older segments were removed
                     }
                     if frame.number != self.core.next_frame {
                         return Err(damaged(name, offset, "frames before it are missing"));
                     }
                     self.core.next_frame += 1;
-                    let records = frame.records(number);
-                    for (record, place) in
-                        records.map_err(|_| damaged(name.clone(), offset, "a record is bad"))?
-                    {
+                    let records = frame.records(number, &cover);
+                    for (record, place) in records.map_err(|bad| damaged(name.clone(), offset, bad.what()))? {
                         if let Record::Entry(entry) = &record {
                             segment.last_index = segment.last_index.max(Some(entry.log_id.index));
                         }
@@ -123,13 +141,13 @@ impl<D: Dir> Recovery<D> {
                     }
                     offset += frame.len;
                 }
-                Err(_) if last && offset > SEGMENT_HEADER && !format::frame_after(&bytes, number, offset) => {
+                Err(_) if last && offset > first_frame && !format::frame_after(&bytes, number, offset) => {
                     tracing::warn!(
                         file = name,
                         offset,
                         "cutting the torn tail that a crash left in the log"
                     );
-                    self.zero_tail(&segment.file, &mut bytes, offset)
+                    self.zero_tail(&segment.source.file, &mut bytes, offset)
                         .map_err(|source| LogError::Write {
                             file: name.clone(),
                             source,
@@ -139,7 +157,7 @@ impl<D: Dir> Recovery<D> {
                 Err(_) => return Err(damaged(name, offset, "a frame is bad")),
             }
         }
-        if offset == SEGMENT_HEADER {
+        if offset == first_frame {
             return Err(damaged(name, offset, "its first frame is missing")); // it was there before the name was
         }
         self.core.active_bytes = len as u32;
@@ -172,7 +190,7 @@ impl<D: Dir> Recovery<D> {
         Ok(())
     }
 
-    fn finish(mut self, new: bool) -> Result<(Core<D>, Index<D::File>), LogError> {
+    fn finish(mut self) -> Result<(Core<D>, Index<D::File>), LogError> {
         let expected = self.index.purged.map_or(0, |id| id.index + 1);
         if self.index.first().is_some_and(|first| first != expected) {
             return Err(damaged(
@@ -184,11 +202,23 @@ impl<D: Dir> Recovery<D> {
         self.core.vote = self.index.vote;
         self.core.committed = self.index.committed;
         self.core.purged = self.index.purged;
-        if new {
+        let writing = self.core.keys.writing().id();
+        let goes_on = self
+            .core
+            .segments
+            .back()
+            .is_some_and(|last| match &*last.source.cover {
+                Cover::Clear => false,
+                Cover::Sealed(key) => key.id() == writing, // else the old key would be needed until it is full
+            });
+        if !goes_on {
             let mut effects = Vec::new();
             self.core.roll(&mut effects)?;
-            let segment = &self.core.segments[0];
-            self.index.add_file(segment.number, segment.file.clone());
+            for effect in effects {
+                if let Effect::Opened(segment, source) = effect {
+                    self.index.add_file(segment, source);
+                }
+            }
         }
         Ok((self.core, self.index))
     }

@@ -190,7 +190,7 @@ impl<D: Dir> Hand<D> {
         for effect in effects {
             match effect {
                 Effect::Placed(entry, place) => index.place(entry, place),
-                Effect::Opened(segment, file) => index.add_file(segment, file),
+                Effect::Opened(segment, source) => index.add_file(segment, source),
                 Effect::Removed(segment) => index.remove_file(segment),
             }
         }
