@@ -1,13 +1,14 @@
 //! The connection to a cluster, with what every verb needs of it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use proto::state::v1::Key;
 use proto::v1::Object;
 use rpc::v1::api_client::ApiClient;
 use rpc::v1::{GetRequest, ListRequest, ListResponse, WatchEvent, WatchRequest};
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::config::{Config, Context};
 use crate::error::{self, CtlError};
@@ -16,6 +17,11 @@ use crate::error::{self, CtlError};
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Objects asked for in one answer; longer lists are fetched in pages at one revision.
 const PAGE: u32 = 500;
+
+/// How often a call is made whose answer was lost, and the pause before the second time; it doubles. Together longer than
+/// an election.
+const CALLS_MAX: u32 = 5;
+const CALL_PAUSE: Duration = Duration::from_millis(100);
 
 /// One cluster, and the namespace that names without one are in.
 pub(crate) struct Cluster {
@@ -82,18 +88,32 @@ impl Cluster {
         }
     }
 
+    /// Makes a call that may be made again: one that reads, or one that carries the id under which a member answers a
+    /// repeated request with the first answer. When the connection to a member is lost before its answer, or it stops,
+    /// another one is asked.
+    pub(crate) async fn call<M: Clone, T>(
+        &self,
+        request: M,
+        call: impl AsyncFn(ApiClient<Channel>, M) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let mut pause = CALL_PAUSE;
+        for _ in 1..CALLS_MAX {
+            match call(self.api.clone(), request.clone()).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                // Where none can be reached, each was tried already.
+                Err(status) if error::is_lost(&status) && !error::is_unreachable(&status) => {}
+                Err(status) => return Err(status),
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Ok(call(self.api.clone(), request).await?.into_inner())
+    }
+
     /// One object; none when it is not there.
     pub(crate) async fn find(&self, key: Key) -> Result<Option<Object>, CtlError> {
-        match self
-            .api
-            .clone()
-            .get(GetRequest {
-                key: Some(key),
-                stale: false,
-            })
-            .await
-        {
-            Ok(object) => Ok(Some(object.into_inner())),
+        match self.fetch(key).await {
+            Ok(object) => Ok(Some(object)),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.error(status)),
         }
@@ -101,18 +121,16 @@ impl Cluster {
 
     /// One object, which must be there.
     pub(crate) async fn get(&self, key: Key) -> Result<Object, CtlError> {
-        match self
-            .api
-            .clone()
-            .get(GetRequest {
-                key: Some(key),
-                stale: false,
-            })
+        self.fetch(key).await.map_err(|status| self.error(status))
+    }
+
+    async fn fetch(&self, key: Key) -> Result<Object, Status> {
+        let request = GetRequest {
+            key: Some(key),
+            stale: false,
+        };
+        self.call(request, async |mut api, request| api.get(request).await)
             .await
-        {
-            Ok(object) => Ok(object.into_inner()),
-            Err(status) => Err(self.error(status)),
-        }
     }
 
     /// Every object that matches, at one revision.
@@ -129,12 +147,9 @@ impl Cluster {
                 r#continue: std::mem::take(&mut all.r#continue),
             };
             let page = self
-                .api
-                .clone()
-                .list(request)
+                .call(request, async |mut api, request| api.list(request).await)
                 .await
-                .map_err(|status| self.error(status))?
-                .into_inner();
+                .map_err(|status| self.error(status))?;
             all.items.extend(page.items);
             all.revision = page.revision;
             all.r#continue = page.r#continue;

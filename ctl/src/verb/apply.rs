@@ -95,7 +95,9 @@ pub(crate) async fn send(
         dry_run,
         request_id: request_id()?,
     };
-    Ok(cluster.api.clone().apply(request).await?.into_inner())
+    cluster
+        .call(request, async |mut api, request| api.apply(request).await)
+        .await
 }
 
 /// Unique to this call, so that a retry after a lost answer is not a second write.

@@ -52,13 +52,13 @@ pub(crate) async fn set(
         unschedulable,
     };
     let answer = cluster
-        .api
-        .clone()
-        .set_schedulable(request)
+        .call(request, async |mut api, request| {
+            api.set_schedulable(request).await
+        })
         .await
         .map_err(|status| cluster.error(status))?;
     let word = if unschedulable { "cordoned" } else { "uncordoned" };
-    for (node, result) in nodes.iter().zip(&answer.get_ref().results) {
+    for (node, result) in nodes.iter().zip(&answer.results) {
         let already = if result.outcome == "unchanged" {
             "already "
         } else {

@@ -110,9 +110,7 @@ pub(crate) async fn run(
         request_id: apply::request_id().map_err(|status| cluster.error(status))?,
     };
     cluster
-        .api
-        .clone()
-        .delete(request)
+        .call(request, async |mut api, request| api.delete(request).await)
         .await
         .map_err(|status| cluster.error(status))?;
     let suffix = if dry_run { " (server dry run)" } else { "" };

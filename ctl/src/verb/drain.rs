@@ -62,9 +62,7 @@ pub(crate) async fn run(args: Drain, cluster: &Cluster, out: &mut Output) -> Res
             request_id: apply::request_id().map_err(|status| cluster.error(status))?,
         };
         cluster
-            .api
-            .clone()
-            .delete(request)
+            .call(request, async |mut api, request| api.delete(request).await)
             .await
             .map_err(|status| cluster.error(status))?;
     }

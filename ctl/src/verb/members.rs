@@ -24,12 +24,12 @@ enum Verb {
 pub(crate) async fn run(args: ClusterVerb, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     let Verb::Members = args.verb;
     let answer = cluster
-        .api
-        .clone()
-        .members(MembersRequest {})
+        .call(MembersRequest {}, async |mut api, request| {
+            api.members(request).await
+        })
         .await
         .map_err(|status| cluster.error(status))?;
-    let members = answer.into_inner().members;
+    let members = answer.members;
     let newest = members
         .iter()
         .map(|member| member.last_log_index)

@@ -23,12 +23,10 @@ pub(crate) async fn run(args: Why, cluster: &Cluster, out: &mut Output) -> Resul
         stale: false,
     };
     let answer = cluster
-        .api
-        .clone()
-        .why(request)
+        .call(request, async |mut api, request| api.why(request).await)
         .await
         .map_err(|status| cluster.error(status))?;
-    for reason in &answer.get_ref().reasons {
+    for reason in &answer.reasons {
         let word = match reason.severity.as_str() {
             "error" if out.colours => "\x1b[31merror\x1b[0m",
             "waiting" if out.colours => "\x1b[33mwaiting\x1b[0m",
