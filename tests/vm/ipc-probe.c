@@ -1,5 +1,7 @@
-/* Runs inside a container: POSIX message queues and shared memory, made, used and removed. Exits 1 at the first failure. */
+/* Runs inside a container: message queues, shared memory and semaphores, made, used and removed; and the
+ * socket that PAM opens. Exits 1 at the first failure. */
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <mqueue.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +10,7 @@
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static void check(int good, const char *what) {
@@ -45,5 +48,6 @@ int main(void) {
 	check(semaphores >= 0 && semctl(semaphores, 0, IPC_RMID) == 0, "semget");
 	int messages = msgget(IPC_PRIVATE, IPC_CREAT | 0600);
 	check(messages >= 0 && msgctl(messages, IPC_RMID, NULL) == 0, "msgget");
+	check(socket(AF_NETLINK, SOCK_RAW, NETLINK_AUDIT) >= 0, "audit socket");
 	return 0;
 }

@@ -128,7 +128,7 @@ pub(super) const REFUSED: [Group; 10] = [
 ];
 
 /// Allowed to those who have a capability.
-pub(super) const BY_CAPABILITY: [(Capability, &str); 11] = [
+pub(super) const BY_CAPABILITY: [(Capability, &str); 12] = [
     (Capability::DacReadSearch, "open_by_handle_at"),
     (
         Capability::SysAdmin,
@@ -147,6 +147,10 @@ pub(super) const BY_CAPABILITY: [(Capability, &str); 11] = [
     (
         Capability::SysNice,
         "get_mempolicy mbind move_pages set_mempolicy set_mempolicy_home_node",
+    ),
+    (
+        Capability::SysTime,
+        "adjtimex clock_adjtime clock_adjtime64 clock_settime clock_settime64 settimeofday stime",
     ),
     (Capability::SysTtyConfig, "vhangup"),
     (Capability::Syslog, "syslog"),
