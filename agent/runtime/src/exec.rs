@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::libc;
 use oci_spec::runtime::{LinuxSeccomp, Process};
+use sys::schedule::Cpus;
 
 use crate::cgroup::Cgroup;
 use crate::container::{self, Names, Options, Running, StartError, Stdio, Within};
@@ -57,7 +58,11 @@ pub fn exec(
     let mut plan = container::plan_process(process, seccomp, &cgroup, stdio, options, within, home)?;
     plan.joins_user = user;
     plan.process.personality = options.personality;
-    (plan.initial_cpus, plan.final_cpus) = container::exec_cpus(process)?;
+    (plan.initial_cpus, plan.final_cpus) = match container::exec_cpus(process)? {
+        // The caller's are nobody's wish, as in `container::plan`.
+        (None, None) => (None, Some(Cpus::all())),
+        told => told,
+    };
     let pidfd = target
         .pidfd
         .try_clone_to_owned()

@@ -8,7 +8,7 @@ mod program;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bundle::Bundle;
 use serde_json::{Value, json};
@@ -257,4 +257,43 @@ fn the_kernel_lists_mounts_in_the_order_of_the_configuration() {
     );
     bundle.change(|config| config["mounts"][5]["options"] = json!(["bind", "roo"]));
     assert!(bundle.fail(&["run", "c"]).contains("roo"));
+}
+
+/// Whatever CPUs the caller may run on, a container runs on those of its group.
+#[test]
+fn the_callers_cpus_are_not_the_containers() {
+    let bundle = Bundle::new(
+        "callerscpus",
+        "grep Cpus_allowed_list: /proc/self/status; exec sleep 1000",
+    );
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let own = own
+        .lines()
+        .find(|line| line.starts_with("Cpus_allowed_list:"))
+        .unwrap();
+    let pinned = |words: &[&str]| {
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", "0", bundle::runtime(), "--root"]);
+        command
+            .arg(bundle.path().join("state"))
+            .args(words)
+            .current_dir(bundle.path());
+        command
+    };
+    let out = fs::File::create(bundle.path().join("out")).unwrap();
+    let mut run = pinned(&["run", "--detach", "c"]);
+    run.stdin(Stdio::null())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out);
+    assert!(run.status().expect("taskset is installed").success());
+    bundle.wait_until("it says so", || bundle.out() == format!("{own}\n"));
+    let exec = pinned(&[
+        "exec",
+        "c",
+        "/bin/grep",
+        "Cpus_allowed_list:",
+        "/proc/self/status",
+    ])
+    .output();
+    assert_eq!(String::from_utf8_lossy(&exec.unwrap().stdout), format!("{own}\n"));
 }

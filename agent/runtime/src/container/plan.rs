@@ -17,6 +17,7 @@ use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
 use crate::cgroup::Cgroup;
 use crate::sandbox::{self, IdMaps, Sandbox};
 use sys::path::{self, Resolve};
+use sys::schedule::Cpus;
 
 use crate::spec::{ContainerSpec, IdRange, Rootfs};
 
@@ -231,6 +232,8 @@ pub(super) fn plan(
         plan.process.memory_policy = Some(scheduling::memory_policy(policy)?);
     }
     plan.process.personality = scheduling::personality(linux)?;
+    // Those of its group: the caller's own, as a service manager may have set them, are not for containers. As runc.
+    plan.final_cpus = Some(Cpus::all());
     plan.interfaces = interfaces;
     plan.joins = namespaces.joins;
     plan.inside_user = options.inside_user;

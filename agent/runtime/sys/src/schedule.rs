@@ -64,6 +64,11 @@ impl Cpus {
         Some(Cpus(words))
     }
 
+    /// All that there may be. Allocates.
+    pub fn all() -> Cpus {
+        Cpus(vec![u64::MAX; CPUS_MAX / 64])
+    }
+
     /// Lets this thread run on these only.
     pub fn apply(&self) -> io::Result<()> {
         // SAFETY: the words live through the call and are as many bytes as told; thread 0 is the caller.
