@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use tests::{Cluster, can_run, wait_for};
+use tests::{Cluster, can_run, machine, wait_for};
 
 /// Values that a search finds nowhere else.
 const VALUES: [&str; 3] = ["xq7-first-xq7", "xq7-other-xq7", "xq7-later-xq7"];
@@ -125,6 +126,18 @@ fn a_secret_reaches_its_containers_and_no_disk() {
         (shown.code == 0 && shown.stdout.trim() == later).then_some(())
     });
 
+    // With a new key to write with, what the old one sealed is read on.
+    let config = Path::new("/var/lib/bulkhead")
+        .join(&cluster.name)
+        .join("controller-1/config");
+    let rotated = Command::new(machine::binaries().join("bulkhead-controller"))
+        .args(["rotate-storage-key", "--config-dir"])
+        .arg(&config)
+        .output()
+        .expect("the controller's binary");
+    assert!(rotated.status.success(), "{rotated:?}");
+    cluster.kill("controller-1");
+    cluster.bring_up();
     let shown = cluster.ok(&["get", "secret/login", "-o", "yaml"]);
     assert!(
         shown.contains("user: eHE3LW90aGVyLXhxNw==") && !shown.contains("stringData"),
