@@ -15,6 +15,7 @@ mod interfaces;
 mod mounts;
 mod notify;
 mod options;
+mod places;
 mod plan;
 mod program;
 mod recipe;

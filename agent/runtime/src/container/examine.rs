@@ -2,10 +2,10 @@
 
 use oci_spec::runtime::Spec;
 
-use super::mounts;
 use super::plan::{check_namespaces, refuse_unsupported};
 use super::program::limits;
 use super::{StartError, interfaces, scheduling};
+use super::{mounts, places};
 use crate::{cgroup, rdt, seccomp};
 
 /// Refuses by its field what no container can be made from, before there is a directory, a cgroup or a process.
@@ -32,8 +32,8 @@ pub(crate) fn examine(config: &Spec) -> Result<(), StartError> {
     if let Some(policy) = linux.memory_policy() {
         scheduling::memory_policy(policy)?;
     }
-    mounts::all_covered("linux.maskedPaths", linux.masked_paths())?;
-    mounts::all_covered("linux.readonlyPaths", linux.readonly_paths())?;
+    places::all_covered("linux.maskedPaths", linux.masked_paths())?;
+    places::all_covered("linux.readonlyPaths", linux.readonly_paths())?;
     // Whether there is a network namespace to move them to is known when it has been opened.
     interfaces::plan(linux, true)?;
     if let Some(resources) = linux.resources() {

@@ -13,7 +13,7 @@ use super::idmap::{id_maps, needs_users};
 use super::mounts::{self, Context};
 use super::program::{Within, c_string, has_variable, home, invalid, plan_process, selinux_enabled};
 use super::recipe::{Plan, RootPlan};
-use super::{Options, StartError, Stdio, host, interfaces, rootfs, scheduling};
+use super::{Options, StartError, Stdio, host, interfaces, places, rootfs, scheduling};
 use crate::cgroup::Cgroup;
 use crate::sandbox::{self, IdMaps, Sandbox};
 use sys::path::{self, Resolve};
@@ -181,10 +181,10 @@ pub(super) fn plan(
         root,
         shared,
         place,
-        directory: mounts::target(process.cwd(), Resolve::InRoot, None)?,
+        directory: places::target(process.cwd(), Resolve::InRoot, None)?,
         mounts,
-        masked: mounts::all_covered("linux.maskedPaths", linux.masked_paths())?,
-        readonly: mounts::all_covered("linux.readonlyPaths", linux.readonly_paths())?,
+        masked: places::all_covered("linux.maskedPaths", linux.masked_paths())?,
+        readonly: places::all_covered("linux.readonlyPaths", linux.readonly_paths())?,
         readonly_root: config
             .root()
             .as_ref()
