@@ -1,7 +1,11 @@
 //! Processes are killed without warning; what was promised goes on.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::cluster::{is_ready, text};
 use tests::{Cluster, can_run, kernel, wait_for};
@@ -224,4 +228,73 @@ fn a_killed_monitor_costs_a_restart_and_nothing_else() {
         || first.iter().all(|pid| !kernel::runs(*pid)).then_some(()),
     );
     cluster.all_ready("app=hello", 2, Duration::from_secs(60));
+}
+
+/// Sets it, also when the test fails: threads that look at it end.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_planned_stop_of_the_leader_fails_no_write() {
+    if !can_run("a_planned_stop_of_the_leader_fails_no_write", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up_with(3, 1, &[]);
+    let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let write = |writer: usize| {
+        let mut failures = Vec::new();
+        for value in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let text = format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: writer-{writer}\ndata:\n  value: \"{value}\"\n"
+            );
+            let path = cluster.manifest(&format!("writer-{writer}.yaml"), &text);
+            let output = cluster.ctl(&["apply", "-f", &path.display().to_string()]);
+            if output.code != 0 {
+                failures.push(output.stderr);
+            } else {
+                let stored = text_of(&cluster, writer);
+                assert_eq!(stored, value.to_string(), "an acknowledged write is not there");
+            }
+            writes.fetch_add(1, Ordering::Relaxed);
+        }
+        failures
+    };
+    let write = &write;
+    thread::scope(|scope| {
+        let _end = SetAtEnd(&stop);
+        let writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer))).collect();
+        let more = |count: usize| {
+            let wanted = writes.load(Ordering::Relaxed) + count;
+            wait_for("more writes", Duration::from_secs(30), || {
+                (writes.load(Ordering::Relaxed) >= wanted).then_some(())
+            });
+        };
+        for _ in 0..2 {
+            more(6);
+            let leader = cluster.process(&cluster.leader()).pid;
+            kill(Pid::from_raw(leader), Signal::SIGTERM).expect("it runs");
+            wait_for("the leader's end", Duration::from_secs(30), || {
+                (!kernel::runs(leader)).then_some(())
+            });
+            more(6);
+            cluster.bring_up();
+        }
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            let failures = writer.join().expect("no writer panics");
+            assert_eq!(failures, Vec::<String>::new());
+        }
+    });
+}
+
+fn text_of(cluster: &Cluster, writer: usize) -> String {
+    text(&cluster.get(&format!("configmap/writer-{writer}")), "/data/value")
 }
