@@ -1,5 +1,6 @@
 //! Processes are killed without warning; what was promised goes on.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -297,4 +298,82 @@ fn a_planned_stop_of_the_leader_fails_no_write() {
 
 fn text_of(cluster: &Cluster, writer: usize) -> String {
     text(&cluster.get(&format!("configmap/writer-{writer}")), "/data/value")
+}
+
+#[test]
+fn a_dead_controller_is_replaced_by_a_new_one_of_its_name() {
+    if !can_run(
+        "a_dead_controller_is_replaced_by_a_new_one_of_its_name",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    let cluster = Cluster::up_with(3, 1, &[]);
+    let before = cluster.ok(&["cluster", "members"]);
+    let refused = cluster.ctl(&["cluster", "remove", "controller-9"]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stderr.contains("no controller `controller-9`"),
+        "{}",
+        refused.stderr
+    );
+    cluster.kill("controller-3");
+    let refused = cluster.ctl(&["cluster", "remove", "controller-2"]);
+    assert_eq!(refused.code, 1, "one of two would be left that answers");
+    assert!(refused.stderr.contains("too few to decide"), "{}", refused.stderr);
+    cluster.ok(&["cluster", "remove", "controller-3"]);
+    let members = cluster.ok(&["cluster", "members"]);
+    assert!(
+        members.lines().count() == 3 && !members.contains("controller-3"),
+        "{members}"
+    );
+    // What it had is of no use to anybody now; in its place comes a new one, empty.
+    let [_, data, _] = tests::leaks::directories(&cluster.name);
+    let home = format!("{data}/controller-3");
+    std::fs::remove_dir_all(&home).expect("its directory");
+    let token = cluster.ok(&["token", "create", "--role", "member"]);
+    let of = |number: u32, column: usize| {
+        let line = before.lines().nth(number as usize).expect("a line for each");
+        line.split_whitespace().nth(column).expect("a column").to_owned()
+    };
+    let address = |number, column| {
+        of(number, column)
+            .rsplit_once(':')
+            .map(|(host, port)| (host.to_owned(), port.to_owned()))
+    };
+    let ((host, port), (_, peer_port)) = (
+        address(3, 3).expect("HOST:PORT"),
+        address(3, 4).expect("HOST:PORT"),
+    );
+    let joined = Command::new(tests::machine::binaries().join("bulkhead-controller"))
+        .args([
+            "join",
+            "--name",
+            "controller-3",
+            "--address",
+            &host,
+            "--port",
+            &port,
+            "--peer-port",
+            &peer_port,
+        ])
+        .args([
+            "--data-dir",
+            &format!("{home}/data"),
+            "--config-dir",
+            &format!("{home}/config"),
+        ])
+        .args(["--server", &of(1, 3), "--token", token.trim()])
+        .output()
+        .expect("the controller's binary");
+    assert!(joined.status.success(), "{joined:?}");
+    cluster.bring_up();
+    wait_for("the new member's vote", Duration::from_secs(60), || {
+        let members = cluster.ok(&["cluster", "members"]);
+        let new = members.lines().find(|line| line.contains("controller-3"))?;
+        let other_id = new.split_whitespace().next() != Some(&*of(3, 0));
+        (other_id && new.contains("follower")).then_some(())
+    });
+    cluster.kill("controller-2");
+    cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: after\n");
 }

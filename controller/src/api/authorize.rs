@@ -61,6 +61,7 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Api", "ListTokens", Callers::Admins),
     ("Api", "RevokeToken", Callers::Admins),
     ("Api", "Members", Callers::Admins),
+    ("Api", "RemoveMember", Callers::Admins),
     ("Api", "Version", Callers::Admins),
     ("Join", "JoinNode", Callers::Anyone),
     ("Join", "JoinMember", Callers::Anyone),
@@ -92,6 +93,7 @@ const NOTED: &[&str] = &[
     "ImportImage",
     "CreateToken",
     "RevokeToken",
+    "RemoveMember",
 ];
 
 /// Who may make the call of this path, `/bulkhead.rpc.v1.Api/Get`. None: there is no such call.

@@ -10,13 +10,13 @@ use proto::state::v1::{Token, TokenChange};
 use rpc::v1::raft_client::RaftClient;
 use rpc::v1::{
     CreateTokenRequest, CreateTokenResponse, ListTokensResponse, Member, MembersResponse, ProgressReply,
-    ProgressRequest, RevokeTokenRequest, RevokeTokenResponse,
+    ProgressRequest, RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse,
 };
 use tonic::Status;
 
 use super::Service;
 use super::status::{Reason, by_state, refusal, refused};
-use crate::raft::{MemberId, MemberInfo};
+use crate::raft::{ChangeError, MemberId, MemberInfo};
 use crate::security::token::{self, LIFE_SECONDS, LIFE_SECONDS_MAX, Role, USES_MAX};
 use crate::security::{new_uuid, unix_now};
 
@@ -134,6 +134,35 @@ impl Service {
         MembersResponse {
             members: join_all(asked).await,
             cluster_id: settings.map(|settings| settings.cluster_id).unwrap_or_default(),
+        }
+    }
+
+    /// Unless told otherwise, not while too few of those that stay answer: they would decide nothing any more.
+    pub(super) async fn do_remove_member(
+        &self,
+        request: &RemoveMemberRequest,
+    ) -> Result<RemoveMemberResponse, Status> {
+        let name = &request.name;
+        let members = self.node.members();
+        let Some(found) = members.iter().find(|info| info.member.name == *name) else {
+            let message = format!("there is no controller `{name}`; `ctl cluster members` lists them");
+            return Err(Status::not_found(message));
+        };
+        if found.voter && !request.force {
+            let rest = members.iter().filter(|info| info.voter && info.id != found.id);
+            let answers = join_all(rest.map(|info| self.progress_of(info.id))).await;
+            let (there, all) = (answers.iter().flatten().count(), answers.len());
+            if all > 0 && there * 2 <= all {
+                return Err(Status::failed_precondition(format!(
+                    "without {name} there are {all} controllers that vote, and {there} of them answer: too few to decide \
+                     anything. Bring another one back first, or use --force"
+                )));
+            }
+        }
+        match self.node.remove(found.id).await {
+            Ok(()) => Ok(RemoveMemberResponse {}),
+            Err(cause @ ChangeError::Refused(_)) => Err(Status::failed_precondition(cause.to_string())),
+            Err(cause) => Err(Status::unavailable(cause.to_string())),
         }
     }
 

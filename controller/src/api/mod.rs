@@ -22,9 +22,9 @@ use rpc::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
     DescribeResponse, ExecInput, ExecOutput, GetRequest, ImportInput, ImportProgress, InspectResponse,
     ListImagesRequest, ListImagesResponse, ListRequest, ListResponse, ListTokensRequest, ListTokensResponse,
-    LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef, RevokeTokenRequest, RevokeTokenResponse,
-    RollbackRequest, ScaleRequest, SetSchedulableRequest, VersionRequest, VersionResponse, WatchEvent,
-    WatchRequest, WhyResponse,
+    LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest,
+    RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest,
+    SetSchedulableRequest, VersionRequest, VersionResponse, WatchEvent, WatchRequest, WhyResponse,
 };
 use state::{SCHEMA_LEVEL, State};
 use tonic::service::Routes;
@@ -301,6 +301,15 @@ impl Api for Service {
         request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
         self.do_revoke_token(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<RemoveMemberRequest>,
+    ) -> Result<Response<RemoveMemberResponse>, Status> {
+        self.do_remove_member(&request.into_inner())
             .await
             .map(Response::new)
     }

@@ -1,7 +1,7 @@
-//! `ctl cluster members`: the controllers, their roles and how far each has come.
+//! `ctl cluster members`: the controllers, their roles and how far each has come. `ctl cluster remove`: takes one out.
 
 use clap::Subcommand;
-use rpc::v1::MembersRequest;
+use rpc::v1::{MembersRequest, RemoveMemberRequest};
 
 use crate::cluster::Cluster;
 use crate::error::CtlError;
@@ -18,11 +18,42 @@ pub(crate) struct ClusterVerb {
 enum Verb {
     /// List the members
     Members,
+    /// Take a controller out of the cluster, dead or alive; another can join under its name
+    Remove(Remove),
+}
+
+#[derive(clap::Args)]
+struct Remove {
+    /// The controller, as `ctl cluster members` names it
+    name: String,
+    /// Also when fewer than a majority of those that stay answer
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs `ctl cluster`.
 pub(crate) async fn run(args: ClusterVerb, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
-    let Verb::Members = args.verb;
+    match args.verb {
+        Verb::Members => members(cluster, out).await,
+        Verb::Remove(args) => remove(args, cluster, out).await,
+    }
+}
+
+async fn remove(args: Remove, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let request = RemoveMemberRequest {
+        name: args.name.clone(),
+        force: args.force,
+    };
+    cluster
+        .api
+        .clone()
+        .remove_member(request)
+        .await
+        .map_err(|status| cluster.error(status))?;
+    out.line(format_args!("controller {} removed from the cluster", args.name))
+}
+
+async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     let answer = cluster
         .call(MembersRequest {}, async |mut api, request| {
             api.members(request).await
