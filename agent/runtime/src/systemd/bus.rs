@@ -48,15 +48,17 @@ impl Connection {
         if !Path::new(BOOTED).is_dir() {
             return Err(SystemdError::NotRunning);
         }
-        let (stream, bus) = match (UnixStream::connect(PRIVATE), UnixStream::connect(SYSTEM_BUS)) {
-            (Ok(stream), _) => (stream, false),
-            (Err(_), Ok(stream)) => (stream, true),
-            (Err(source), Err(_)) => {
-                return Err(SystemdError::Connection {
-                    action: "connect to systemd at /run/systemd/private or /run/dbus/system_bus_socket",
-                    source,
-                });
-            }
+        let (stream, bus) = match UnixStream::connect(PRIVATE) {
+            Ok(stream) => (stream, false),
+            Err(source) => match UnixStream::connect(SYSTEM_BUS) {
+                Ok(stream) => (stream, true),
+                Err(_) => {
+                    return Err(SystemdError::Connection {
+                        action: "connect to systemd at /run/systemd/private or /run/dbus/system_bus_socket",
+                        source,
+                    });
+                }
+            },
         };
         let mut connection = Connection {
             stream,
@@ -83,7 +85,9 @@ impl Connection {
     fn authenticate(&mut self) -> Result<(), SystemdError> {
         let uid = nix::unistd::geteuid().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        let hello = format!("\0AUTH EXTERNAL {hex}\r\n");
+        // BEGIN at once, and what we ask after the answer alone: systemd leaves what it read together with BEGIN where it is
+        // until something else comes (sd-bus of 252, which itself begins like this).
+        let hello = format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n");
         self.stream
             .write_all(hello.as_bytes())
             .map_err(lost("introduce ourselves to systemd"))?;
@@ -101,9 +105,7 @@ impl Connection {
             let said = String::from_utf8_lossy(&line).trim().to_owned();
             return Err(SystemdError::Unknown { said });
         }
-        self.stream
-            .write_all(b"BEGIN\r\n")
-            .map_err(lost("introduce ourselves to systemd"))
+        Ok(())
     }
 
     fn receive(&mut self, into: &mut [u8], deadline: Instant) -> Result<(), SystemdError> {
