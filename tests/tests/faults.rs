@@ -179,11 +179,7 @@ fn a_killed_container_starts_again() {
     let pods = cluster.all_ready("app=hello", 2, Duration::from_secs(60));
     let name = text(&pods[0], "/metadata/name");
     let first = cluster.first_processes(&pods[0]);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(first[0]),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .expect("kill");
+    kill(Pid::from_raw(first[0]), Signal::SIGKILL).expect("kill");
     let pod = wait_for("a restart", Duration::from_secs(30), || {
         let pod = cluster.get(&format!("pod/{name}"));
         let restarts = pod
@@ -218,11 +214,7 @@ fn a_killed_monitor_costs_a_restart_and_nothing_else() {
     });
     let monitor = monitor.expect("a monitor that names its pod");
     let first = cluster.first_processes(&pods[0]);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(monitor),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .expect("kill");
+    kill(Pid::from_raw(monitor), Signal::SIGKILL).expect("kill");
     wait_for(
         "the end of the orphaned container",
         Duration::from_secs(20),
