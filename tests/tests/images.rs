@@ -326,7 +326,8 @@ fn a_layer_that_fills_the_disk_is_refused_and_the_rest_goes_on() {
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ dice[0])
         .collect();
     std::fs::write(big.join("noise"), noise).expect("a file");
-    std::fs::write(big.join("zeros"), vec![0; 64 << 20]).expect("a file");
+    // Not of zeros, which would take no room.
+    std::fs::write(big.join("ones"), vec![1; 64 << 20]).expect("a file");
     let image = format!("{}:1", layout.display());
     run(Command::new("umoci")
         .args(["insert", "--image", &image])
