@@ -10,7 +10,7 @@ use std::time::Duration;
 use rpc::v1::join_server::JoinServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -39,6 +39,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Open calls get this long when the process stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for other members, whose streams never end by themselves, and whose calls are made again elsewhere.
+const PEER_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 /// A learner asks for its vote this often until it has it.
 const PROMOTE_INTERVAL: Duration = Duration::from_millis(500);
 /// It asks once it lags by no more than this many entries.
@@ -141,11 +143,12 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
 
     let parts = Parts::new(&node);
     let (stopping, stopped) = watch::channel(false);
+    let (leaving, left) = watch::channel(false);
     let peer_tls = live.server_config(&ca, ClientAuth::Required)?;
     let peers = {
-        let (node, stopped) = (node.clone(), wait(stopped.clone()));
+        let (node, left) = (node.clone(), wait(left));
         let more = parts.relay(&node);
-        tokio::spawn(async move { node.serve(peer_listener, peer_tls, more, stopped).await })
+        tokio::spawn(async move { node.serve(peer_listener, peer_tls, more, left).await })
     };
     node.recovered().await;
     if !identity.began {
@@ -202,16 +205,26 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         .sessions
         .close_all(Status::unavailable("this controller is stopping"));
     loops.abort_all();
+    // One after the other: a call that is still answered may wait for what the new leader has to bring to this member.
     stopping.send_replace(true);
-    for (name, server) in [("API", api), ("members' port", peers)] {
-        match tokio::time::timeout(DRAIN_TIMEOUT, server).await {
-            Ok(Ok(served)) => served?,
-            Ok(Err(cause)) => tracing::error!(error = %cause, "the {name} ended badly"),
-            Err(_) => tracing::info!("calls to the {name} were cut off"),
-        }
-    }
+    drain("API", api, DRAIN_TIMEOUT).await?;
+    leaving.send_replace(true);
+    drain("members' port", peers, PEER_DRAIN_TIMEOUT).await?;
     node.shutdown().await;
     ended.map_or(Ok(()), Err)
+}
+
+/// Waits for a server's calls, which it was told to end with.
+async fn drain<E>(name: &str, server: JoinHandle<Result<(), E>>, wait: Duration) -> Result<(), RunError>
+where
+    RunError: From<E>,
+{
+    match tokio::time::timeout(wait, server).await {
+        Ok(Ok(served)) => served?,
+        Ok(Err(cause)) => tracing::error!(error = %cause, "the {name} ended badly"),
+        Err(_) => tracing::info!("calls to the {name} were cut off"),
+    }
+    Ok(())
 }
 
 /// What the listeners and the loops of a member share.

@@ -1,7 +1,7 @@
 //! The connection to a cluster, with what every verb needs of it.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::state::v1::Key;
 use proto::v1::Object;
@@ -18,9 +18,10 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Objects asked for in one answer; longer lists are fetched in pages at one revision.
 const PAGE: u32 = 500;
 
-/// How often a call is made whose answer was lost, and the pause before the second time; it doubles. Together longer than
-/// an election.
-const CALLS_MAX: u32 = 5;
+/// For how long a call is made again whose answer was lost: longer than a member that stops lets calls go on (5 s), shorter
+/// than one looks for a leader (10 s), so that its word that there is none is the last one.
+const CALL_PATIENCE: Duration = Duration::from_secs(8);
+/// Before the second time; it doubles.
 const CALL_PAUSE: Duration = Duration::from_millis(100);
 
 /// One cluster, and the namespace that names without one are in.
@@ -96,18 +97,21 @@ impl Cluster {
         request: M,
         call: impl AsyncFn(ApiClient<Channel>, M) -> Result<Response<T>, Status>,
     ) -> Result<T, Status> {
+        let began = Instant::now();
         let mut pause = CALL_PAUSE;
-        for _ in 1..CALLS_MAX {
+        loop {
             match call(self.api.clone(), request.clone()).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 // Where none can be reached, each was tried already.
-                Err(status) if error::is_lost(&status) && !error::is_unreachable(&status) => {}
+                Err(status)
+                    if error::is_lost(&status)
+                        && !error::is_unreachable(&status)
+                        && began.elapsed() + pause < CALL_PATIENCE => {}
                 Err(status) => return Err(status),
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        Ok(call(self.api.clone(), request).await?.into_inner())
     }
 
     /// One object; none when it is not there.

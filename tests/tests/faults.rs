@@ -245,16 +245,22 @@ fn a_planned_stop_of_the_leader_fails_no_write() {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            let text = format!(
+            let manifest = format!(
                 "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: writer-{writer}\ndata:\n  value: \"{value}\"\n"
             );
-            let path = cluster.manifest(&format!("writer-{writer}.yaml"), &text);
+            let path = cluster.manifest(&format!("writer-{writer}.yaml"), &manifest);
             let output = cluster.ctl(&["apply", "-f", &path.display().to_string()]);
             if output.code != 0 {
                 failures.push(output.stderr);
             } else {
-                let stored = text_of(&cluster, writer);
-                assert_eq!(stored, value.to_string(), "an acknowledged write is not there");
+                let stored = cluster.ok(&["get", &format!("configmap/writer-{writer}"), "-o", "json"]);
+                let stored: Value = serde_json::from_str(&stored).expect("JSON");
+                let wanted = value.to_string();
+                assert_eq!(
+                    text(&stored, "/data/value"),
+                    wanted,
+                    "an acknowledged write is not there"
+                );
             }
             writes.fetch_add(1, Ordering::Relaxed);
         }
@@ -263,14 +269,14 @@ fn a_planned_stop_of_the_leader_fails_no_write() {
     let write = &write;
     thread::scope(|scope| {
         let _end = SetAtEnd(&stop);
-        let writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer))).collect();
+        let writers: Vec<_> = (0..4).map(|writer| scope.spawn(move || write(writer))).collect();
         let more = |count: usize| {
             let wanted = writes.load(Ordering::Relaxed) + count;
             wait_for("more writes", Duration::from_secs(30), || {
                 (writes.load(Ordering::Relaxed) >= wanted).then_some(())
             });
         };
-        for _ in 0..2 {
+        for _ in 0..6 {
             more(6);
             let leader = cluster.process(&cluster.leader()).pid;
             kill(Pid::from_raw(leader), Signal::SIGTERM).expect("it runs");
@@ -286,10 +292,6 @@ fn a_planned_stop_of_the_leader_fails_no_write() {
             assert_eq!(failures, Vec::<String>::new());
         }
     });
-}
-
-fn text_of(cluster: &Cluster, writer: usize) -> String {
-    text(&cluster.get(&format!("configmap/writer-{writer}")), "/data/value")
 }
 
 #[test]

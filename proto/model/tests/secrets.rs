@@ -1,35 +1,8 @@
 //! What is refused of Secrets, and of the pods that name them.
 
-use model::read::manifests;
+mod refusals;
 
-#[track_caller]
-fn refused(text: &str) -> Vec<String> {
-    match manifests("f.yaml", text.as_bytes()) {
-        Ok(_) => panic!("nothing refused\n{text}"),
-        Err(refusals) => refusals
-            .refusals
-            .iter()
-            .map(|refusal| format!("{}: {}", refusal.path, refusal.message))
-            .collect(),
-    }
-}
-
-#[track_caller]
-fn check(text: &str, path: &str, message: &str) {
-    let refused = refused(text);
-    assert_eq!(refused.len(), 1, "{refused:#?}\n{text}");
-    assert!(
-        refused[0].starts_with(&format!("{path}: {message}")),
-        "{}\n{path}: {message}",
-        refused[0]
-    );
-}
-
-fn pod(container: &str, spec: &str) -> String {
-    format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, spec: {{containers: [{{name: c, image: i{container}}}]{spec}}}}}\n"
-    )
-}
+use refusals::{check, pod};
 
 #[test]
 fn secrets_have_what_their_types_ask_for() {

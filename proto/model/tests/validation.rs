@@ -1,24 +1,8 @@
 //! What is refused although it fits the schema: one row a rule, each of which must be the only refusal.
 
-use model::read::manifests;
+mod refusals;
 
-#[track_caller]
-fn refused(text: &str) -> Vec<String> {
-    match manifests("f.yaml", text.as_bytes()) {
-        Ok(_) => panic!("nothing refused\n{text}"),
-        Err(refusals) => refusals
-            .refusals
-            .iter()
-            .map(|refusal| format!("{}: {}", refusal.path, refusal.message))
-            .collect(),
-    }
-}
-
-fn pod(container: &str, spec: &str) -> String {
-    format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, spec: {{containers: [{{name: c, image: i{container}}}]{spec}}}}}\n"
-    )
-}
+use refusals::{check, pod};
 
 fn deployment(spec: &str, pod: &str, image: &str) -> String {
     format!(
@@ -371,17 +355,6 @@ const DEPLOYMENT: &[(&str, &str, &str)] = &[
         "must be more than minReadySeconds (10)",
     ),
 ];
-
-#[track_caller]
-fn check(text: &str, path: &str, message: &str) {
-    let refused = refused(text);
-    assert_eq!(refused.len(), 1, "{refused:#?}\n{text}");
-    assert!(
-        refused[0].starts_with(&format!("{path}: {message}")),
-        "{}\n{path}: {message}",
-        refused[0]
-    );
-}
 
 #[test]
 fn each_rule_of_containers_refuses_what_it_forbids_and_nothing_else() {
