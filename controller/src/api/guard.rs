@@ -67,11 +67,12 @@ where
 
 async fn admit(request: Request<Body>) -> Result<Request<Body>, Status> {
     let path = request.uri().path();
-    authorize::check(path, request.extensions())?;
+    let identity = authorize::check(path, request.extensions())?;
     let Some(input) = wire::input(path) else {
         return Err(Status::unimplemented(format!("there is no call {path}")));
     };
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(identity);
     let body = if input.streamed {
         streamed(body, &input.message)
     } else {
