@@ -104,6 +104,8 @@ fn a_label_that_is_spelled_otherwise_is_no_difference() {
         return;
     }
     let ground = Ground::new();
+    // As the agent unpacks layers.
+    relabel(&ground.layer(), "system_u:object_r:container_file_t:s0");
     let sandbox = ground.sandbox();
     let cgroup = ground.cgroup("web", json!({}));
     let mut spec = ground.container("web", "exec sleep 1000");

@@ -184,15 +184,15 @@ fn join_keyring(plan: &Plan) -> Result<(), Failure> {
     let Some(label) = &plan.process.key_label else {
         return at(Step::Keyring, 0, cred::join_new_session_keyring());
     };
-    // Through the host's verified procfs, as all labels.
+    // Through the host's verified procfs, as all labels. It is the first use of one: who names a wrong label reads of it here.
     at(
-        Step::Keyring,
-        1,
+        Step::Label,
+        0,
         write_file(plan.proc.as_fd(), KEYCREATE, label.to_bytes()),
     )?;
     at(Step::Keyring, 0, cred::join_new_session_keyring())?;
     // An empty line is none.
-    at(Step::Keyring, 2, write_file(plan.proc.as_fd(), KEYCREATE, b"\n"))
+    at(Step::Keyring, 0, write_file(plan.proc.as_fd(), KEYCREATE, b"\n"))
 }
 
 /// Builds the container's root and makes it ours. Returns the terminal's slave.
