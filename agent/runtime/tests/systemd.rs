@@ -10,6 +10,7 @@ mod program;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -218,7 +219,12 @@ impl Machine {
             .as_ref()
             .unwrap()
             .inside("/run/dbus/system_bus_socket");
-        engine::wait_for("the bus", || UnixStream::connect(&socket).is_ok());
+        // Not the machine's own, which is there until the script has mounted over it.
+        let theirs = fs::metadata("/run/dbus/system_bus_socket").map(|socket| (socket.dev(), socket.ino()));
+        engine::wait_for("the bus", || {
+            let ours = fs::metadata(&socket).map(|socket| (socket.dev(), socket.ino()));
+            ours.is_ok_and(|ours| theirs.as_ref().ok() != Some(&ours)) && UnixStream::connect(&socket).is_ok()
+        });
         let mut service = Client::new(&socket);
         service.bus(
             "RequestName",
