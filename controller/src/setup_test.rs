@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use prost::Message;
 use proto::state::v1::{Command, Token, TokenChange, UseToken, command, token_change};
 use rcgen::{CertificateParams, KeyPair};
 use rpc::token::JoinToken;
@@ -123,7 +124,7 @@ impl Controller {
             kind: Some(command::Kind::Token(TokenChange { change: Some(change) })),
         };
         let request = ProposeRequest {
-            command: Some(command),
+            commands: vec![command.encode_to_vec()],
         };
         eventually(async || {
             let reply = self.member(1).propose(request.clone()).await.ok()?.into_inner();

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use super::log::ENTRY_BYTES_MAX;
 use super::network::MESSAGE_BYTES_MAX;
 use super::node::{At, LEADER_TIMEOUT, MemberChange, Node, Refusal};
-use super::types::{Member, MemberId, Proposal};
+use super::types::{Member, MemberId};
 use crate::store::Dir;
 
 /// How long a call looks for a leader that carries it out.
@@ -87,7 +87,7 @@ pub enum ChangeError {
 }
 
 /// One try at one place.
-enum Try<T> {
+pub(super) enum Try<T> {
     Done(T),
     /// Nothing happened; somebody else may lead.
     Elsewhere(Option<MemberId>),
@@ -96,6 +96,20 @@ enum Try<T> {
     Refused(String),
     Overloaded,
     Stopped(String),
+}
+
+impl<T> Try<T> {
+    /// The same failure, of another call that went with it.
+    pub(super) fn without_answer<O>(&self) -> Try<O> {
+        match self {
+            Self::Done(_) => Try::Unknown("the answer was another call's".to_owned()),
+            Self::Elsewhere(leader) => Try::Elsewhere(*leader),
+            Self::Unknown(cause) => Try::Unknown(cause.clone()),
+            Self::Refused(cause) => Try::Refused(cause.clone()),
+            Self::Overloaded => Try::Overloaded,
+            Self::Stopped(cause) => Try::Stopped(cause.clone()),
+        }
+    }
 }
 
 impl<T> From<Result<At<T>, Refusal>> for Try<T> {
@@ -130,17 +144,11 @@ impl<D: Dir> Node<D> {
             return Err(ProposeError::TooLarge { bytes });
         }
         let repeatable = !command.request_id.is_empty();
-        let proposal = Proposal(command.encode_to_vec().into());
         let deadline = Instant::now() + DEADLINE;
         let mut hint = None;
         let mut unknown = None;
         loop {
-            let tried = match self.target(hint) {
-                None => Try::Elsewhere(None),
-                Some(id) if id == self.id() => self.propose_here(proposal.clone()).await.into(),
-                Some(id) => self.propose_at(id, &command).await,
-            };
-            match tried {
+            match self.inner.gather.propose(command.encode_to_vec(), hint).await {
                 Try::Done(reply) => return Ok(reply),
                 Try::Elsewhere(leader) => hint = leader,
                 Try::Unknown(cause) if repeatable => {
@@ -162,12 +170,7 @@ impl<D: Dir> Node<D> {
         let deadline = Instant::now() + DEADLINE;
         let mut hint = None;
         loop {
-            let tried = match self.target(hint) {
-                None => Try::Elsewhere(None),
-                Some(id) if id == self.id() => self.read_index_here().await.into(),
-                Some(id) => self.read_index_at(id).await,
-            };
-            match tried {
+            match self.inner.gather.read_index(hint).await {
                 Try::Done(index) => return self.wait_applied(index, deadline).await,
                 Try::Elsewhere(leader) => hint = leader,
                 Try::Unknown(_) | Try::Refused(_) | Try::Overloaded => hint = None,
@@ -228,7 +231,7 @@ impl<D: Dir> Node<D> {
     }
 
     /// Whom to ask: who was named by the one asked before, else whom we know.
-    fn target(&self, hint: Option<MemberId>) -> Option<MemberId> {
+    pub(super) fn target(&self, hint: Option<MemberId>) -> Option<MemberId> {
         hint.or(self.inner.leadership.borrow().leader)
     }
 
@@ -273,16 +276,14 @@ impl<D: Dir> Node<D> {
         }
     }
 
-    async fn propose_at(&self, id: MemberId, command: &Command) -> Try<CommandReply> {
+    /// Commits encoded commands at another member.
+    pub(super) async fn propose_at(&self, id: MemberId, commands: Vec<Vec<u8>>) -> Try<Vec<CommandReply>> {
         let Some(mut client) = self.client(id) else {
             return Try::Elsewhere(None);
         };
-        let call = client.propose(ProposeRequest {
-            command: Some(command.clone()),
-        });
-        match timed(call).await {
+        match timed(client.propose(ProposeRequest { commands })).await {
             Ok(reply) => match reply.reply {
-                Some(propose_reply::Reply::Done(reply)) => Try::Done(reply),
+                Some(propose_reply::Reply::Done(done)) => Try::Done(done.replies),
                 Some(propose_reply::Reply::NotLeader(other)) => elsewhere(other),
                 None => Try::Unknown("the leader's answer is empty".to_owned()),
             },
@@ -290,7 +291,7 @@ impl<D: Dir> Node<D> {
         }
     }
 
-    async fn read_index_at(&self, id: MemberId) -> Try<u64> {
+    pub(super) async fn read_index_at(&self, id: MemberId) -> Try<u64> {
         let Some(mut client) = self.client(id) else {
             return Try::Elsewhere(None);
         };

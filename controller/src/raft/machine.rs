@@ -8,7 +8,7 @@ use openraft::entry::RaftPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message;
-use proto::state::v1::{Change, Command, CommandReply};
+use proto::state::v1::{Change, Command, CommandReply, command};
 use state::{SCHEMA_LEVEL, State};
 use tokio::sync::{broadcast, watch};
 
@@ -17,8 +17,8 @@ use super::snapshot::{SnapshotFile, Snapshots};
 use super::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::store::Dir;
 
-/// Entries applied before readers see them together: bounds how long an answer waits for those behind it.
-const PUBLISH_ENTRIES_MAX: usize = 256;
+/// Commands applied before readers see them together: bounds how long an answer waits for those behind it.
+const PUBLISH_COMMANDS_MAX: usize = 256;
 /// Change sets that a watch may lag behind; then it lists again.
 const CHANGES_KEPT: usize = 4096;
 
@@ -87,22 +87,25 @@ impl<D: Dir> StateMachine<D> {
         }
     }
 
-    fn apply_command(&mut self, bytes: &[u8]) -> io::Result<(CommandReply, Vec<Change>)> {
-        // Every member has to come to the same state: one that can't read an entry must not go on.
-        let command = Command::decode(bytes).map_err(|cause| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a committed command can't be decoded: {cause}"),
-            )
-        })?;
-        if command.level > SCHEMA_LEVEL {
-            let (level, known) = (command.level, SCHEMA_LEVEL);
-            return Err(io::Error::other(format!(
-                "a committed command needs schema level {level}, this version knows {known}: install the newer one"
-            )));
+    /// Carries out the commands of an entry.
+    fn apply_entry(&mut self, bytes: &[u8], pending: &mut Pending) -> io::Result<Vec<CommandReply>> {
+        let command = decode(bytes)?;
+        let Some(command::Kind::Batch(batch)) = command.kind else {
+            return Ok(vec![self.apply_command(&command, pending)]);
+        };
+        let commands = batch.commands.iter().map(|bytes| {
+            let command = decode(bytes)?;
+            Ok(self.apply_command(&command, pending))
+        });
+        commands.collect()
+    }
+
+    fn apply_command(&mut self, command: &Command, pending: &mut Pending) -> CommandReply {
+        let outcome = self.state.apply(command);
+        if !outcome.changes.is_empty() {
+            pending.changes.push(outcome.changes);
         }
-        let outcome = self.state.apply(&command);
-        Ok((outcome.reply, outcome.changes))
+        outcome.reply
     }
 
     /// Readers first, then the answers: who was answered finds their write.
@@ -119,13 +122,30 @@ impl<D: Dir> StateMachine<D> {
         for (responder, answer) in pending.answers.drain(..) {
             responder.send(answer);
         }
-        pending.entries = 0;
+        pending.commands = 0;
     }
+}
+
+fn decode(bytes: &[u8]) -> io::Result<Command> {
+    // Every member has to come to the same state: one that can't read an entry must not go on.
+    let command = Command::decode(bytes).map_err(|cause| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a committed command can't be decoded: {cause}"),
+        )
+    })?;
+    if command.level > SCHEMA_LEVEL {
+        let (level, known) = (command.level, SCHEMA_LEVEL);
+        return Err(io::Error::other(format!(
+            "a committed command needs schema level {level}, this version knows {known}: install the newer one"
+        )));
+    }
+    Ok(command)
 }
 
 #[derive(Default)]
 struct Pending {
-    entries: usize,
+    commands: usize,
     changes: Vec<Vec<Change>>,
     answers: Vec<(ApplyResponder<Types>, Answer)>,
 }
@@ -145,27 +165,21 @@ impl<D: Dir> RaftStateMachine<Types> for StateMachine<D> {
         let mut pending = Pending::default();
         while let Some((entry, responder)) = entries.try_next().await? {
             let answer = match &entry.payload {
-                EntryPayload::Blank => Answer(None),
-                EntryPayload::Normal(proposal) => {
-                    let (reply, changes) = self.apply_command(&proposal.0)?;
-                    if !changes.is_empty() {
-                        pending.changes.push(changes);
-                    }
-                    Answer(Some(reply))
-                }
+                EntryPayload::Blank => Answer::default(),
+                EntryPayload::Normal(proposal) => Answer(self.apply_entry(&proposal.0, &mut pending)?),
                 EntryPayload::Membership(_) => {
                     if let Some(membership) = entry.payload.get_membership() {
                         self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     }
-                    Answer(None)
+                    Answer::default()
                 }
             };
             self.last = Some(entry.log_id);
+            pending.commands += answer.0.len().max(1);
             pending
                 .answers
                 .extend(responder.map(|responder| (responder, answer)));
-            pending.entries += 1;
-            if pending.entries == PUBLISH_ENTRIES_MAX {
+            if pending.commands >= PUBLISH_COMMANDS_MAX {
                 self.publish(&mut pending);
             }
         }

@@ -4,6 +4,7 @@
 
 mod codec;
 pub mod forward;
+mod gather;
 pub mod log;
 mod machine;
 mod network;

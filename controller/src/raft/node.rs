@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tonic::transport::Channel;
 
 use super::forward::COMMAND_BYTES_MAX;
+use super::gather::Gather;
 use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
 use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
@@ -193,6 +194,7 @@ pub(super) struct Inner<D: Dir> {
     pub(super) peers: Peers,
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
+    pub(super) gather: Gather,
 }
 
 impl<D: Dir> Node<D> {
@@ -238,7 +240,8 @@ impl<D: Dir> Node<D> {
             let elected = raft.trigger().elect(true).await;
             elected.map_err(|cause| StartError::Consensus(cause.to_string()))?;
         }
-        let inner = Inner {
+        let (gather, gathered) = Gather::new();
+        let inner = Arc::new(Inner {
             id: config.id,
             write_by,
             raft,
@@ -247,10 +250,10 @@ impl<D: Dir> Node<D> {
             peers,
             leadership,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+            gather,
+        });
+        gathered.carry(&Arc::downgrade(&inner));
+        Ok(Self { inner })
     }
 
     /// Makes this the first and only member of a new cluster; nothing when it already is in one.
@@ -384,20 +387,30 @@ impl<D: Dir> Node<D> {
         self.inner.write_by
     }
 
-    /// Commits here if this member leads.
-    pub(super) async fn propose_here(&self, proposal: Proposal) -> Result<At<CommandReply>, Refusal> {
+    /// Commits encoded commands here, as one entry, if this member leads. A reply for each.
+    pub(super) async fn propose_here(
+        &self,
+        commands: Vec<Vec<u8>>,
+    ) -> Result<At<Vec<CommandReply>>, Refusal> {
+        let count = commands.len();
+        let proposal = Proposal::of(commands);
+        if proposal.0.len() > COMMAND_BYTES_MAX || count == 0 {
+            return Err(Refusal::Invalid(format!(
+                "an entry of {} bytes",
+                proposal.0.len()
+            )));
+        }
         let kib = (proposal.0.len() / 1024 + 1) as u32;
         let permits = tokio::time::timeout(LEADER_TIMEOUT, self.inner.proposals.acquire_many(kib)).await;
         let Ok(Ok(_permits)) = permits else {
             return Err(Refusal::Overloaded);
         };
         match within(self.raft().client_write(proposal)).await? {
-            Ok(response) => match response.data.0 {
-                Some(reply) => Ok(At::Leader(reply)),
-                None => Err(Refusal::Stopped(
-                    "a command was applied without an answer".to_owned(),
-                )),
-            },
+            Ok(response) if response.data.0.len() == count => Ok(At::Leader(response.data.0)),
+            Ok(response) => Err(Refusal::Stopped(format!(
+                "{count} commands were applied with {} answers",
+                response.data.0.len()
+            ))),
             Err(cause) => write_failed(cause),
         }
     }

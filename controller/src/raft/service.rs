@@ -6,12 +6,13 @@ use futures_util::{Stream, StreamExt};
 use openraft::raft::AppendEntriesRequest;
 use openraft::storage::Snapshot;
 use prost::Message;
+use proto::state::v1::CommandReply;
 use rpc::v1::change_members_request::Change;
 use rpc::v1::raft_server::Raft as RaftService;
 use rpc::v1::{
-    ChangeMembersReply, ChangeMembersRequest, Envelope, NotLeader, ProgressReply, ProgressRequest,
-    ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, SnapshotChunk, change_members_reply,
-    propose_reply, read_index_reply, snapshot_chunk,
+    ChangeMembersReply, ChangeMembersRequest, CommandReplies, Envelope, NotLeader, ProgressReply,
+    ProgressRequest, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, SnapshotChunk,
+    change_members_reply, propose_reply, read_index_reply, snapshot_chunk,
 };
 use serde::Serialize;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,10 +21,13 @@ use super::codec;
 use super::machine::blocking;
 use super::network::SnapshotHeader;
 use super::node::{At, MemberChange, Node, Refusal};
-use super::types::{Member, MemberId, Proposal};
+use super::types::{Member, MemberId};
 use crate::security::identity::Identity;
 use crate::security::listen::identity_of;
 use crate::store::Dir;
+
+/// Of answers that are sent together, the first not counted.
+const REPLIES_BYTES_MAX: usize = 1 << 20;
 
 /// The service, over a member's node.
 pub(super) struct PeerService<D: Dir> {
@@ -73,6 +77,19 @@ impl<D: Dir> PeerService<D> {
             )))
         }
     }
+}
+
+/// Small commands may have large answers: those that don't fit into one message are asked for again, each by itself.
+fn fitting(mut replies: Vec<CommandReply>) -> CommandReplies {
+    let mut room = REPLIES_BYTES_MAX;
+    // The first always fits: a single one is what a command may answer.
+    for reply in replies.iter_mut().skip(1) {
+        match room.checked_sub(reply.encoded_len()) {
+            Some(left) => room = left,
+            None => *reply = CommandReply::default(),
+        }
+    }
+    CommandReplies { replies }
 }
 
 #[tonic::async_trait]
@@ -185,13 +202,9 @@ impl<D: Dir> RaftService for PeerService<D> {
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
         self.current_member(&request)?;
-        let command = request
-            .into_inner()
-            .command
-            .ok_or_else(|| Status::invalid_argument("no command"))?;
-        let proposal = Proposal(command.encode_to_vec().into());
-        let reply = match self.node.propose_here(proposal).await.map_err(refused)? {
-            At::Leader(reply) => propose_reply::Reply::Done(reply),
+        let commands = request.into_inner().commands;
+        let reply = match self.node.propose_here(commands).await.map_err(refused)? {
+            At::Leader(replies) => propose_reply::Reply::Done(fitting(replies)),
             At::Other(leader) => propose_reply::Reply::NotLeader(not_leader(leader)),
         };
         Ok(Response::new(ProposeReply { reply: Some(reply) }))

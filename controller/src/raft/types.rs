@@ -3,7 +3,8 @@
 use std::fmt;
 
 use bytes::Bytes;
-use proto::state::v1::CommandReply;
+use prost::Message;
+use proto::state::v1::{Command, CommandBatch, CommandReply, command};
 use serde::{Deserialize, Serialize};
 
 /// A member's number: never used again after it was removed.
@@ -47,9 +48,27 @@ impl fmt::Display for Member {
     }
 }
 
-/// An encoded `Command`: kept encoded, so that caches, log and network share one copy of it.
+/// Least schema level that knows batches.
+const BATCH_LEVEL: u32 = 3;
+
+/// An encoded `Command`, possibly a batch of them: kept encoded, so that caches, log and network share one copy of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proposal(pub Bytes);
+
+impl Proposal {
+    /// Of encoded commands, in order.
+    pub fn of(mut commands: Vec<Vec<u8>>) -> Self {
+        if let [command] = commands.as_mut_slice() {
+            return Self(std::mem::take(command).into());
+        }
+        let batch = Command {
+            level: BATCH_LEVEL,
+            kind: Some(command::Kind::Batch(CommandBatch { commands })),
+            ..Default::default()
+        };
+        Self(batch.encode_to_vec().into())
+    }
+}
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,6 +107,6 @@ impl<'de> Deserialize<'de> for Proposal {
     }
 }
 
-/// What applying an entry answers; None for entries of the library's own.
+/// What applying an entry answers: one reply for each command in it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Answer(pub Option<CommandReply>);
+pub struct Answer(pub Vec<CommandReply>);

@@ -172,6 +172,7 @@ impl Trial {
             Some(Body::Token(change)) => self.token(change),
             Some(Body::Settings(settings)) => self.settle(settings),
             Some(Body::NodeJoin(join)) => self.join(join),
+            Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }
     }
