@@ -16,8 +16,8 @@ use crate::raft::{Applied, Changed};
 
 /// Changes kept: more than the largest transaction has, so that one alone drives no reader out.
 const CHANGES_MAX: usize = 16_384;
-/// Bytes of objects kept: a reader may be some seconds behind a busy cluster.
-const BYTES_MAX: usize = 32 << 20;
+/// Bytes of objects kept, as they are encoded: a reader may be seconds behind a busy cluster. In memory they take three times that.
+const BYTES_MAX: usize = 8 << 20;
 const _: () = assert!(CHANGES_MAX > state::OPERATIONS_MAX);
 
 /// What happened to an object.

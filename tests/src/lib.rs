@@ -4,10 +4,12 @@
 //! test's own and taken down on drop, also after a panic; what it leaves behind fails the test. Clusters have different
 //! names, so that several tests run at once on one machine.
 
+pub mod access;
 pub mod cluster;
 pub mod kernel;
 pub mod leaks;
 pub mod machine;
 
+pub use access::Access;
 pub use cluster::{Cluster, Output};
 pub use machine::{can_run, wait_for};

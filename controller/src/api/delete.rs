@@ -20,7 +20,7 @@ impl Service {
     pub(super) async fn do_delete(&self, request: DeleteRequest) -> Result<DeleteResponse, Status> {
         let id = request_id(&request.request_id)?;
         let state = self.state().await?;
-        if let Some(Reply::Applied(applied)) = state.reply(&id).and_then(|reply| reply.reply.as_ref()) {
+        if let Some(Reply::Applied(applied)) = state.reply(&id).and_then(|reply| reply.reply) {
             return Ok(DeleteResponse {
                 revision: applied.revision,
             });

@@ -147,8 +147,8 @@ fn attempt_id(id: &str, attempt: u32) -> String {
 
 /// The object that was written for this request, whichever attempt it was.
 fn answered(state: &State, id: &str) -> Option<Applied> {
-    (0..ATTEMPTS_MAX).find_map(|attempt| match &state.reply(&attempt_id(id, attempt))?.reply {
-        Some(Reply::Applied(applied)) => Some(applied.clone()),
+    (0..ATTEMPTS_MAX).find_map(|attempt| match state.reply(&attempt_id(id, attempt))?.reply {
+        Some(Reply::Applied(applied)) => Some(applied),
         _ => None,
     })
 }

@@ -1,9 +1,10 @@
 //! Listeners: TCP, then TLS within a time, then who it is; a bounded number of each.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +32,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An old connection is closed after this time, so that its peer shows its new certificate.
 pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// Who shows no certificate may only join, which takes seconds.
+const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
+/// Connections without a certificate at a time: whoever fills them keeps out nobody but those who join.
+const ANONYMOUS_CONNECTIONS_MAX: usize = 512;
+/// Connections of one node, controller or person at a time: nobody's programs take the place of all others.
+const CONNECTIONS_OF_ONE_MAX: usize = 1024;
+
 /// What a request's extensions hold about its connection.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -43,7 +52,51 @@ pub struct Caller {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    /// Set where nobody showed a certificate.
+    end: Option<Pin<Box<Sleep>>>,
+    _counted: Counted,
     _permit: OwnedSemaphorePermit,
+}
+
+/// How many connections each caller has.
+#[derive(Clone, Default)]
+struct Counts(Arc<Mutex<HashMap<String, usize>>>);
+
+/// One of them.
+struct Counted {
+    counts: Counts,
+    caller: String,
+}
+
+impl Counts {
+    /// None when this caller has as many as one may have.
+    fn one_more(&self, identity: &Identity) -> Option<Counted> {
+        let most = match identity {
+            Identity::Anonymous => ANONYMOUS_CONNECTIONS_MAX,
+            _ => CONNECTIONS_OF_ONE_MAX,
+        };
+        let caller = identity.to_string();
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(caller.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        let counts = self.clone();
+        Some(Counted { counts, caller })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.caller);
+            }
+        }
+    }
 }
 
 /// Who sends this request; refused when their certificate ended meanwhile.
@@ -81,6 +134,7 @@ async fn run(
 ) {
     let connections = Arc::new(Semaphore::new(connections_max));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let counts = Counts::default();
     loop {
         let permits = async {
             let handshake = handshakes.clone().acquire_owned().await;
@@ -107,30 +161,38 @@ async fn run(
                 continue;
             }
         };
-        let (acceptor, sender) = (acceptor.clone(), sender.clone());
+        let (acceptor, sender, counts) = (acceptor.clone(), sender.clone(), counts.clone());
         tokio::spawn(async move {
-            let connection =
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(&acceptor, stream)).await {
-                    Ok(Ok((stream, authenticated))) => {
-                        let caller = Caller {
-                            authenticated: Arc::new(authenticated),
-                            address,
-                        };
-                        Connection {
-                            stream,
-                            caller,
-                            _permit: permit,
-                        }
-                    }
-                    Ok(Err(cause)) => {
-                        tracing::debug!(%address, error = %cause, "refused a connection");
+            let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(&acceptor, stream))
+                .await
+            {
+                Ok(Ok((stream, authenticated))) => {
+                    let Some(counted) = counts.one_more(&authenticated.identity) else {
+                        tracing::debug!(%address, caller = %authenticated.identity, "too many connections of one caller");
                         return;
+                    };
+                    let anonymous = authenticated.identity == Identity::Anonymous;
+                    let caller = Caller {
+                        authenticated: Arc::new(authenticated),
+                        address,
+                    };
+                    Connection {
+                        stream,
+                        caller,
+                        end: anonymous.then(|| Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX))),
+                        _counted: counted,
+                        _permit: permit,
                     }
-                    Err(_) => {
-                        tracing::debug!(%address, "gave up a connection that did not finish its handshake");
-                        return;
-                    }
-                };
+                }
+                Ok(Err(cause)) => {
+                    tracing::debug!(%address, error = %cause, "refused a connection");
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!(%address, "gave up a connection that did not finish its handshake");
+                    return;
+                }
+            };
             drop(handshake);
             if sender.send(Ok(connection)).await.is_err() {
                 tracing::debug!(%address, "the listener has ended");
@@ -166,6 +228,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

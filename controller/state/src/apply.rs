@@ -105,7 +105,7 @@ impl State {
             && let Some(reply) = self.replies.get(id)
         {
             return Outcome {
-                reply: reply.clone(),
+                reply,
                 changes: Vec::new(),
             };
         }
@@ -148,7 +148,7 @@ impl State {
         };
         let reply = CommandReply { reply: Some(reply) };
         if !id.is_empty() && !dry {
-            self.replies.push(id, reply.clone());
+            self.replies.push(id, &reply);
         }
         Outcome { reply, changes }
     }

@@ -15,37 +15,39 @@ pub(crate) const REPLY_BYTES_MAX: usize = 16 << 20;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replies {
     order: Vector<Arc<str>>,
-    by_id: OrdMap<Arc<str>, (Arc<CommandReply>, usize)>,
+    /// Encoded: few are ever asked for.
+    by_id: OrdMap<Arc<str>, Arc<[u8]>>,
     bytes: usize,
 }
 
 impl Replies {
-    pub(crate) fn get(&self, id: &str) -> Option<&CommandReply> {
-        self.by_id.get(id).map(|(reply, _)| reply.as_ref())
+    pub(crate) fn get(&self, id: &str) -> Option<CommandReply> {
+        let reply = self.by_id.get(id)?;
+        Some(CommandReply::decode(reply.as_ref()).expect("it was encoded by `push`"))
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &CommandReply)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, CommandReply)> {
         self.order
             .iter()
             .filter_map(|id| Some((id.as_ref(), self.get(id)?)))
     }
 
     /// Remembers the answer to a request that was not answered before.
-    pub(crate) fn push(&mut self, id: &str, reply: CommandReply) {
+    pub(crate) fn push(&mut self, id: &str, reply: &CommandReply) {
         if self.by_id.contains_key(id) {
             return;
         }
         let id: Arc<str> = id.into();
-        let size = reply.encoded_len() + id.len();
-        self.bytes += size;
-        self.by_id.insert(id.clone(), (Arc::new(reply), size));
+        let reply: Arc<[u8]> = reply.encode_to_vec().into();
+        self.bytes += reply.len() + id.len();
+        self.by_id.insert(id.clone(), reply);
         self.order.push_back(id);
         while self.order.len() > REPLIES_MAX || (self.bytes > REPLY_BYTES_MAX && self.order.len() > 1) {
             let Some(oldest) = self.order.pop_front() else {
                 break;
             };
-            if let Some((_, size)) = self.by_id.remove(&oldest) {
-                self.bytes -= size;
+            if let Some(reply) = self.by_id.remove(&oldest) {
+                self.bytes -= reply.len() + oldest.len();
             }
         }
     }

@@ -132,7 +132,7 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
         .iter()
         .map(|(id, reply)| StoredReply {
             request_id: id.to_owned(),
-            reply: Some(reply.clone()),
+            reply: Some(reply),
         })
         .collect();
     std::iter::once(Part::Header(header))
@@ -253,7 +253,7 @@ impl Decoder {
                 self.state.tokens.insert(token.id.clone(), Arc::new(token));
             }
             Part::Reply(StoredReply { request_id, reply }) => match reply {
-                Some(reply) => self.state.replies.push(&request_id, reply),
+                Some(reply) => self.state.replies.push(&request_id, &reply),
                 None => return broken("an answer is missing"),
             },
             Part::End(end) => {

@@ -129,7 +129,7 @@ impl State {
     }
 
     /// The answer to a request that was carried out or refused lately, by its request id.
-    pub fn reply(&self, request_id: &str) -> Option<&CommandReply> {
+    pub fn reply(&self, request_id: &str) -> Option<CommandReply> {
         self.replies.get(request_id)
     }
 
@@ -188,8 +188,15 @@ impl State {
 
     /// Stores a record and keeps every index true.
     pub(crate) fn insert(&mut self, key: ObjectKey, record: Record) {
-        self.unindex(&key);
-        self.index(&key, &record);
+        // Most changes are of a kind that no index speaks of, and an index that is touched is copied.
+        let known = self
+            .records
+            .get(&key)
+            .is_some_and(|old| found_alike(old, &record));
+        if !known {
+            self.unindex(&key);
+            self.index(&key, &record);
+        }
         self.records.insert(key, record);
     }
 
@@ -262,6 +269,18 @@ impl State {
                 }
             }
         }
+    }
+}
+
+/// Whether two records of one key are found in the same places.
+fn found_alike(old: &Record, new: &Record) -> bool {
+    let same = old.uid() == new.uid() && old.owners() == new.owners() && old.deleting() == new.deleting();
+    same && match (old, new) {
+        (Record::Pod(old), Record::Pod(new)) => {
+            old.node == new.node && Arc::ptr_eq(&old.template, &new.template)
+        }
+        (Record::Whole(_), Record::Whole(_)) => true,
+        _ => false,
     }
 }
 

@@ -1,45 +1,27 @@
 //! Three controllers of the built binaries.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use proto::v1::{ConfigMap, Object, ObjectMeta, object};
 use rpc::v1::api_client::ApiClient;
 use rpc::v1::{ApplyItem, ApplyRequest, GetRequest, WatchRequest};
-use serde::Deserialize;
-use tests::Cluster;
+use tests::{Access, Cluster};
 use tonic::transport::Channel;
 
 use crate::load::{Peer, largest_mib};
 
 pub(crate) struct Members {
     cluster: Cluster,
-    context: Access,
-}
-
-/// What a client needs, as `ctl` keeps it.
-#[derive(Deserialize)]
-struct Config {
-    contexts: Vec<Access>,
-}
-
-#[derive(Deserialize)]
-struct Access {
-    endpoints: Vec<String>,
-    ca: String,
-    cert: String,
-    key: String,
+    access: Access,
 }
 
 impl Members {
     pub(crate) fn up() -> anyhow::Result<Self> {
         let cluster = Cluster::up_with(3, 1, &[]);
-        let text = fs::read_to_string(cluster.directory().join("config.yaml"))?;
-        let config: Config = serde_saphyr::from_str(&text)?;
-        let context = config.contexts.into_iter().next().context("no context")?;
-        ensure!(context.endpoints.len() == 3, "{:?}", context.endpoints);
-        Ok(Self { cluster, context })
+        let access = Access::of(&cluster);
+        ensure!(access.endpoints.len() == 3, "{:?}", access.endpoints);
+        Ok(Self { cluster, access })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -48,19 +30,8 @@ impl Members {
 
     /// Connections, spread over the members.
     pub(crate) fn peers(&self, count: usize) -> anyhow::Result<Vec<Peer>> {
-        let Access {
-            endpoints,
-            ca,
-            cert,
-            key,
-        } = &self.context;
-        let members = endpoints.iter().cycle().take(count);
-        members
-            .map(|endpoint| {
-                let channel = rpc::tls::channel(std::slice::from_ref(endpoint), ca, Some((cert, key)))?;
-                Ok(Peer::Bulkhead(ApiClient::new(channel)))
-            })
-            .collect()
+        let peer = |number| Ok(Peer::Bulkhead(ApiClient::new(self.access.channel(number)?)));
+        (0..count).map(peer).collect()
     }
 
     pub(crate) fn memory_mib(&self) -> anyhow::Result<f64> {

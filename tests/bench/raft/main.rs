@@ -19,8 +19,8 @@ const CLIENTS: [usize; 3] = [1, 64, 1000];
 const VALUE_BYTES: [usize; 2] = [256, 1024];
 /// Each configuration is measured so often, the two in turn.
 const ROUNDS: usize = 2;
-const WARM_UP: Duration = Duration::from_secs(1);
-const MEASURED: Duration = Duration::from_secs(5);
+const WARM_UP: Duration = Duration::from_millis(500);
+const MEASURED: Duration = Duration::from_secs(3);
 /// Who watches everything while 64 clients write.
 const WATCHERS: usize = 100;
 /// Of etcd's writes a second; of its memory.
