@@ -142,9 +142,10 @@ fn host_port(host: &str, port: u16) -> String {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The library warns at each heartbeat to a member that is away; who leads we say ourselves.
-    let filter =
-        EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+    // The libraries warn at each heartbeat to a member that is away, where we say ourselves who leads, and at each connection
+    // of a client that takes back its calls: nobody from outside fills the log.
+    let filter = EnvFilter::try_from_env("BULKHEAD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error,h2=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
