@@ -121,6 +121,7 @@ impl Controller {
             }),
             level: 1,
             kind: Some(command::Kind::Token(TokenChange { change: Some(change) })),
+            ..Default::default()
         };
         let request = ProposeRequest {
             command: Some(command),

@@ -5,25 +5,51 @@ use rpc::v1::{ApplyRequest, ApplyResponse};
 use tonic::Status;
 
 use super::status::refused;
-use super::{ATTEMPTS_MAX, Service, answered, attempt_id, blocking, contended, request_id};
-use crate::{admission, clock};
+use super::{ATTEMPTS_MAX, By, Service, answered, attempt_id, blocking, contended, request_id};
+use crate::admission::{self, Asked};
+use crate::clock;
+
+/// Who applies, where nobody says: what people type.
+const MANAGER: &str = "ctl";
+/// Longest word for what is done: as `rollout restart`, with room.
+const VERB_BYTES_MAX: usize = 64;
 
 impl Service {
-    pub(super) async fn do_apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+    pub(super) async fn do_apply(
+        &self,
+        mut request: ApplyRequest,
+        actor: String,
+    ) -> Result<ApplyResponse, Status> {
         let id = request_id(&request.request_id)?;
-        let items = std::sync::Arc::new(request.items);
+        let by = By {
+            actor,
+            verb: verb(&request)?,
+        };
+        if request.manager.is_empty() {
+            MANAGER.clone_into(&mut request.manager);
+        }
+        let request = std::sync::Arc::new(request);
         for attempt in 0..ATTEMPTS_MAX {
             let state = self.state().await?;
             if let Some(applied) = answered(&state, &id) {
                 return Ok(ApplyResponse {
-                    results: admission::results(&state, &items, &id, applied.objects),
+                    results: admission::results(&state, &request.items, &id, &applied),
                     revision: applied.revision,
                 });
             }
             let decided = {
-                let (state, items, id) = (state.clone(), items.clone(), id.clone());
+                let (state, request, id) = (state.clone(), request.clone(), id.clone());
                 let now = clock::timestamp(clock::now_ms());
-                blocking(move || admission::decide(&state, &items, &id, now)).await?
+                blocking(move || {
+                    let asked = Asked {
+                        items: &request.items,
+                        id: &id,
+                        manager: &request.manager,
+                        prune: request.prune.as_ref(),
+                    };
+                    admission::decide(&state, &asked, now)
+                })
+                .await?
             };
             let decision = decided.map_err(refused)?;
             if request.dry_run || decision.transaction.operations.is_empty() {
@@ -37,10 +63,10 @@ impl Service {
                 });
             }
             let body = Body::Transaction(decision.transaction);
-            match self.propose(attempt_id(&id, attempt), body).await? {
+            match self.propose(&by, attempt_id(&id, attempt), body).await? {
                 Ok(applied) => {
                     return Ok(ApplyResponse {
-                        results: admission::results(&state, &items, &id, applied.objects),
+                        results: admission::results(&state, &request.items, &id, &applied),
                         revision: applied.revision,
                     });
                 }
@@ -50,4 +76,22 @@ impl Service {
         }
         Err(contended("an object"))
     }
+}
+
+/// What the history calls it.
+fn verb(request: &ApplyRequest) -> Result<String, Status> {
+    let given = request.verb.as_str();
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, ' ' | '-');
+    if given.len() > VERB_BYTES_MAX || !given.chars().all(plain) {
+        return Err(Status::invalid_argument(format!(
+            "the verb has more than {VERB_BYTES_MAX} bytes, or others than lower case letters, digits, spaces and dashes"
+        )));
+    }
+    let mode = request.items.first().map_or("", |item| item.mode.as_str());
+    Ok(match (given, mode) {
+        ("", "CREATE") => "create".to_owned(),
+        ("", "REPLACE") => "replace".to_owned(),
+        ("", _) => "apply".to_owned(),
+        (given, _) => given.to_owned(),
+    })
 }
