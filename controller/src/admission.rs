@@ -2,6 +2,7 @@
 //! random from the request's own id, so that a retry anywhere comes to the same.
 
 mod item;
+mod prune;
 mod results;
 
 use std::collections::BTreeSet;
@@ -12,9 +13,8 @@ use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::precondition::Expect;
-use proto::state::v1::{Command, Key, Operation, Precondition, Put, Transaction};
-use proto::v1::Object;
-use rpc::v1::{ApplyItem, ApplyResult, Refusal};
+use proto::state::v1::{Apply, Command, Key, Operation, Precondition, Put, Transaction};
+use rpc::v1::{ApplyItem, ApplyResult, Prune, Refusal};
 use state::{OPERATIONS_MAX, SCHEMA_LEVEL, State};
 
 use crate::api::status::{Reason, by_state, refusal};
@@ -35,13 +35,20 @@ pub(crate) struct Decision {
     pub(crate) revision: u64,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) items: &'a [ApplyItem],
+    /// The request's id.
+    pub(crate) id: &'a str,
+    /// Who applies.
+    pub(crate) manager: &'a str,
+    pub(crate) prune: Option<&'a Prune>,
+}
+
 /// Decides on all items together, at a state that is up to date.
-pub(crate) fn decide(
-    state: &State,
-    items: &[ApplyItem],
-    request: &str,
-    now: Timestamp,
-) -> Result<Decision, Vec<Refusal>> {
+pub(crate) fn decide(state: &State, asked: &Asked<'_>, now: Timestamp) -> Result<Decision, Vec<Refusal>> {
+    let items = asked.items;
     if items.is_empty() {
         return Err(vec![refusal(
             0,
@@ -57,7 +64,7 @@ pub(crate) fn decide(
         );
         return Err(vec![refusal(0, "", Reason::Invalid, message)]);
     }
-    let mut admission = Admission::new(state, items, request);
+    let mut admission = Admission::new(state, asked);
     let mut admitted = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         admitted.extend(admission.item(index, item));
@@ -65,36 +72,52 @@ pub(crate) fn decide(
     let mut refusals = admission.refusals;
     // Namespaces first, wherever they stand: what is in them needs them.
     admitted.sort_by_key(|admitted| object::kind(&admitted.object) != model::Kind::Namespace);
+    let pruned = match asked.prune {
+        None => Vec::new(),
+        Some(prune) => prune::unwanted(state, prune, asked.manager, &admitted).unwrap_or_else(|reasons| {
+            refusals.extend(reasons);
+            Vec::new()
+        }),
+    };
 
-    let mut trial = try_out(state, &admitted, now, &mut refusals);
+    let trial = try_out(state, &admitted, asked.manager, now, &mut refusals);
     if !refusals.is_empty() {
         refusals.sort_by(|a, b| (a.item, &a.path).cmp(&(b.item, &b.path)));
         return Err(refusals);
     }
     let mut transaction = Transaction::default();
     let mut results = vec![ApplyResult::default(); items.len()];
-    trial.objects.reverse();
     for one in &admitted {
+        let key = object::key(&one.object);
         let outcome = match &one.live {
             None => "created",
-            Some(_) if trial.changed.contains(&place(&object::key(&one.object))) => "configured",
+            Some(_) if trial.changed.contains(&place(&key)) => "configured",
             Some(_) => "unchanged",
         };
         if let Some(result) = results.get_mut(one.item) {
             *result = ApplyResult {
-                object: trial.objects.pop(),
+                object: trial.state.get(&key),
                 outcome: outcome.to_owned(),
             };
         }
-        if outcome != "unchanged" {
+        if outcome != "unchanged" || one.said.is_some() {
             transaction.preconditions.push(one.as_decided());
-            transaction.operations.push(one.put());
+            transaction.operations.push(one.operation(asked.manager));
         }
+    }
+    for object in pruned {
+        let (precondition, operation) = prune::removal(&object);
+        transaction.preconditions.push(precondition);
+        transaction.operations.push(operation);
+        results.push(ApplyResult {
+            object: Some(object),
+            outcome: "pruned".to_owned(),
+        });
     }
     Ok(Decision {
         transaction,
         results,
-        revision: trial.revision,
+        revision: trial.state.revision(),
     })
 }
 
@@ -111,22 +134,26 @@ impl Admitted {
         }
     }
 
-    fn put(&self) -> Operation {
+    fn operation(&self, manager: &str) -> Operation {
+        let object = Some(self.object.clone());
+        let operation = match &self.said {
+            None => Op::Put(Put { object }),
+            Some(said) => Op::Apply(Apply {
+                object,
+                manager: manager.to_owned(),
+                said: Some(said.clone()),
+            }),
+        };
         Operation {
-            operation: Some(Op::Put(Put {
-                object: Some(self.object.clone()),
-            })),
+            operation: Some(operation),
         }
     }
 }
 
 /// What became of the items on a copy of the state.
-#[derive(Default)]
 struct Trial {
-    /// In the order of the items that were tried.
-    objects: Vec<Object>,
+    state: State,
     changed: BTreeSet<Place>,
-    revision: u64,
 }
 
 type Place = (String, String, String);
@@ -136,11 +163,17 @@ fn place(key: &Key) -> Place {
 }
 
 /// Tries the items on a copy of the state, and again without those that it refuses, so that each gets its reason.
-fn try_out(state: &State, admitted: &[Admitted], now: Timestamp, refusals: &mut Vec<Refusal>) -> Trial {
+fn try_out(
+    state: &State,
+    admitted: &[Admitted],
+    manager: &str,
+    now: Timestamp,
+    refusals: &mut Vec<Refusal>,
+) -> Trial {
     let mut left: Vec<&Admitted> = admitted.iter().collect();
     for _ in 0..TRIALS_MAX {
         let transaction = Transaction {
-            operations: left.iter().map(|admitted| admitted.put()).collect(),
+            operations: left.iter().map(|admitted| admitted.operation(manager)).collect(),
             ..Transaction::default()
         };
         let command = Command {
@@ -149,14 +182,14 @@ fn try_out(state: &State, admitted: &[Admitted], now: Timestamp, refusals: &mut 
             kind: Some(Body::Transaction(transaction)),
             ..Command::default()
         };
-        let outcome = state.clone().apply(&command);
+        let mut state = state.clone();
+        let outcome = state.apply(&command);
         match outcome.reply.reply {
-            Some(Reply::Applied(applied)) => {
+            Some(Reply::Applied(_)) => {
                 let changed = outcome.changes.iter().filter_map(|change| change.object.as_ref());
                 return Trial {
-                    objects: applied.objects,
+                    state,
                     changed: changed.map(|object| place(&object::key(object))).collect(),
-                    revision: applied.revision,
                 };
             }
             Some(Reply::Refused(refused)) => {
@@ -171,9 +204,15 @@ fn try_out(state: &State, admitted: &[Admitted], now: Timestamp, refusals: &mut 
             None => break,
         }
     }
-    Trial::default()
+    Trial {
+        state: state.clone(),
+        changed: BTreeSet::new(),
+    }
 }
 
+#[cfg(test)]
+#[path = "admission_merge_test.rs"]
+mod merge_tests;
 #[cfg(test)]
 #[path = "admission_test.rs"]
 mod tests;

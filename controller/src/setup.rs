@@ -361,6 +361,7 @@ async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, Set
         }),
         level: state::SCHEMA_LEVEL,
         kind: Some(command::Kind::Settings(settings)),
+        ..Default::default()
     };
     let reply = node.propose(command).await;
     node.shutdown().await;

@@ -122,6 +122,7 @@ impl Controller {
             }),
             level: 1,
             kind: Some(command::Kind::Token(TokenChange { change: Some(change) })),
+            ..Default::default()
         };
         let request = ProposeRequest {
             commands: vec![command.encode_to_vec()],

@@ -176,6 +176,7 @@ impl Reports {
                 time: Some(clock::timestamp(clock::now_ms())),
                 level: SCHEMA_LEVEL,
                 kind: Some(command::Kind::Status(batch.clone())),
+                ..Default::default()
             };
             match node.propose(command).await {
                 Ok(_) => {} // nothing in a batch is ever refused

@@ -18,6 +18,9 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Objects asked for in one answer; longer lists are fetched in pages at one revision.
 const PAGE: u32 = 500;
 
+/// How often a list is begun anew whose revision is no longer kept.
+const LISTS_MAX: u32 = 4;
+
 /// For how long a call is made again whose answer was lost: longer than a member that stops lets calls go on (5 s), shorter
 /// than one looks for a leader (10 s), so that its word that there is none is the last one.
 const CALL_PATIENCE: Duration = Duration::from_secs(8);
@@ -140,7 +143,9 @@ impl Cluster {
     /// Every object that matches, at one revision.
     pub(crate) async fn list(&self, query: &Query) -> Result<ListResponse, CtlError> {
         let mut all = ListResponse::default();
+        let mut begun = 0;
         loop {
+            let later_page = !all.r#continue.is_empty();
             let request = ListRequest {
                 kind: query.kind.clone(),
                 namespace: query.namespace.clone(),
@@ -152,8 +157,17 @@ impl Cluster {
             };
             let page = self
                 .call(request, async |mut api, request| api.list(request).await)
-                .await
-                .map_err(|status| self.error(status))?;
+                .await;
+            let page = match page {
+                Ok(page) => page,
+                // Another member answers now, or this one keeps the list no longer.
+                Err(status) if status.code() == Code::OutOfRange && later_page && begun < LISTS_MAX => {
+                    begun += 1;
+                    all = ListResponse::default();
+                    continue;
+                }
+                Err(status) => return Err(self.error(status)),
+            };
             all.items.extend(page.items);
             all.revision = page.revision;
             all.r#continue = page.r#continue;

@@ -4,6 +4,7 @@
 //! 2 usage, 3 cannot reach the cluster, 4 timed out.
 
 mod age;
+mod change;
 mod cluster;
 mod config;
 mod dev;
@@ -13,6 +14,7 @@ mod output;
 mod pods;
 mod rows;
 mod target;
+mod unified;
 mod verb;
 mod waiting;
 
@@ -52,6 +54,8 @@ struct Global {
 enum Verb {
     /// Create or update what manifests describe: all of it or nothing
     Apply(verb::apply::Apply),
+    /// Show what an apply would change
+    Diff(verb::diff::Diff),
     /// List objects
     Get(verb::get::Get),
     /// Show everything about an object, its events and its last words
@@ -64,9 +68,21 @@ enum Verb {
     Exec(verb::exec::Exec),
     /// Run a single container
     Run(verb::run::Run),
+    /// Set or remove labels
+    Label(verb::label::Change),
+    /// Set or remove annotations
+    Annotate(verb::label::Change),
+    /// Change an object in your editor
+    Edit(verb::edit::Edit),
+    /// Set the images of containers
+    Set(verb::set::Set),
     /// Set how many replicas there are
     Scale(verb::scale::Scale),
-    /// Follow, list or take back the revisions of a Deployment
+    /// Show who changed an object, when, and what
+    History(verb::history::History),
+    /// Bring an earlier form of an object back
+    Undo(verb::history::Undo),
+    /// Follow, list, restart or take back the revisions of a Deployment
     Rollout(verb::rollout::Rollout),
     /// Wait until objects are in a condition
     Wait(verb::wait::Wait),
@@ -138,12 +154,19 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
     let open = || Cluster::open(&path, global.context.as_deref(), global.namespace.as_deref());
     match verb {
         Verb::Apply(args) => verb::apply::run(args, open, global.namespace.as_deref(), out).await,
+        Verb::Diff(args) => verb::diff::run(args, open, global.namespace.as_deref(), out).await,
         Verb::Get(args) => verb::get::run(args, &open()?, out).await,
         Verb::Describe(args) => verb::describe::run(args, &open()?, out).await,
         Verb::Delete(args) => verb::delete::run(args, &open()?, global.namespace.as_deref(), out).await,
         Verb::Logs(args) => verb::logs::run(args, &open()?, out).await,
         Verb::Exec(args) => verb::exec::run(args, &open()?, out).await,
         Verb::Run(args) => verb::run::run(args, &open()?, out).await,
+        Verb::Label(args) => verb::label::label(args, &open()?, out).await,
+        Verb::Annotate(args) => verb::label::annotate(args, &open()?, out).await,
+        Verb::Edit(args) => verb::edit::run(args, &open()?, out).await,
+        Verb::Set(args) => verb::set::run(args, &open()?, out).await,
+        Verb::History(args) => verb::history::run(args, &open()?, out).await,
+        Verb::Undo(args) => verb::history::undo(args, &open()?, out).await,
         Verb::Scale(args) => verb::scale::run(args, &open()?, out).await,
         Verb::Rollout(args) => verb::rollout::run(args, &open()?, out).await,
         Verb::Wait(args) => verb::wait::run(args, &open()?, out).await,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use model::merge::{self, Known};
 use model::validate::FieldError;
 use model::{Kind, default, name, object, validate};
 use prost::Message;
@@ -11,16 +12,20 @@ use proto::v1::{Namespace, Object, ObjectMeta, OwnerReference};
 use rpc::v1::{ApplyItem, Refusal};
 use state::State;
 
+use super::Asked;
 use super::results::{made_suffix, made_uid};
 use crate::api::status::{Reason, invalid, refusal};
 
 /// Names that are tried for an object that leaves its name to the cluster.
 const NAMES_MAX: u32 = 16;
 
+/// Fields of one item that may be mentioned as empty: what a manifest of the largest size says in earnest is below.
+const EMPTY_MAX: usize = 4096;
+
 /// What may happen to an object that is there, or is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// Created or updated.
+    /// Created, or merged into what is there.
     Apply,
     /// Refused when it is there.
     Create,
@@ -37,12 +42,16 @@ pub(super) struct Admitted {
     pub(super) object: Object,
     /// As it is.
     pub(super) live: Option<Object>,
+    /// What is to be remembered of an apply, when it is not known already.
+    pub(super) said: Option<Object>,
 }
 
 /// The look at all items of one request.
 pub(super) struct Admission<'a> {
     state: &'a State,
     request: &'a str,
+    /// Who applies.
+    manager: &'a str,
     /// Names of namespaces that this request makes.
     namespaces: BTreeSet<String>,
     /// Keys of the items so far, with their places.
@@ -51,15 +60,16 @@ pub(super) struct Admission<'a> {
 }
 
 impl<'a> Admission<'a> {
-    pub(super) fn new(state: &'a State, items: &[ApplyItem], request: &'a str) -> Self {
-        let namespaces = items.iter().filter_map(|item| {
+    pub(super) fn new(state: &'a State, asked: &Asked<'a>) -> Self {
+        let namespaces = asked.items.iter().filter_map(|item| {
             let object = item.object.as_ref()?;
             object::of::<Namespace>(object)?;
             Some(object::meta(object).name.clone())
         });
         Self {
             state,
-            request,
+            request: asked.id,
+            manager: asked.manager,
             namespaces: namespaces.collect(),
             taken: BTreeMap::new(),
             refusals: Vec::new(),
@@ -114,8 +124,10 @@ impl<'a> Admission<'a> {
         } else {
             self.state.get(&key)
         };
-        if let Some(live) = &live {
-            keep(&mut object, live, mode);
+        self.empty(item, given, &object);
+        let said = (mode == Mode::Apply).then(|| self.merge(&key, given, &mut object, live.as_ref()));
+        if let (Some(live), None) = (&live, &said) {
+            keep(&mut object, live);
         }
         default::object(&mut object);
         let errors = validate::object(&object);
@@ -129,7 +141,52 @@ impl<'a> Admission<'a> {
             Some(live) => self.update(item, mode, &mut object, live, fresh),
         }
         self.once(item, kind, &object);
-        Some(Admitted { item, object, live })
+        Some(Admitted {
+            item,
+            object,
+            live,
+            said: said.flatten(),
+        })
+    }
+
+    /// Every field that is mentioned as empty has to be one, and not to be there.
+    fn empty(&mut self, item: usize, given: &ApplyItem, object: &Object) {
+        if given.empty.len() > EMPTY_MAX {
+            let message = format!("{} empty fields are more than {EMPTY_MAX}", given.empty.len());
+            self.refuse(item, "", Reason::Invalid, message);
+            return;
+        }
+        for path in merge::not_empty(object, &given.empty) {
+            let message = "is mentioned as empty, but is set or no field";
+            self.refuse(item, path, Reason::Invalid, message);
+        }
+    }
+
+    /// Merges what is given into what is there; what is to be remembered of it, unless that is known.
+    fn merge(
+        &self,
+        key: &Key,
+        given: &ApplyItem,
+        object: &mut Object,
+        live: Option<&Object>,
+    ) -> Option<Object> {
+        default::string_data(object);
+        let now = merge::said(object);
+        let Some(live) = live else { return Some(now) };
+        let (mine, others): (Vec<_>, Vec<_>) = self
+            .state
+            .said(key)
+            .into_iter()
+            .partition(|(manager, _)| manager == self.manager);
+        let before = mine.into_iter().next().map(|(_, said)| said);
+        let others: Vec<Object> = others.into_iter().map(|(_, said)| said).collect();
+        let known = Known {
+            said: before.as_ref(),
+            others: &others,
+        };
+        let empty: BTreeSet<String> = given.empty.iter().cloned().collect();
+        *object = merge::apply(live, object, &empty, known);
+        (before.as_ref() != Some(&now)).then_some(now)
     }
 
     /// What the object says that it is has to be what it is.
@@ -346,29 +403,19 @@ fn set_by_cluster(live: Option<&Object>) -> &'static str {
     }
 }
 
-/// What stays when a manifest does not speak of it. (Labels and annotations of the cluster's own the state itself keeps.)
-fn keep(object: &mut Object, live: &Object, mode: Mode) {
+/// What stays when a replacement does not speak of it. (Labels and annotations of the cluster's own the state itself keeps.)
+fn keep(object: &mut Object, live: &Object) {
     let owners = &object::meta(live).owner_references;
     let meta = object::meta_mut(object);
     if meta.owner_references.is_empty() {
         meta.owner_references.clone_from(owners);
     }
-    match (&mut object.object, &live.object) {
-        // Whoever scales by a call of its own leaves the number out of the manifest.
-        (Some(Any::Deployment(new)), Some(Any::Deployment(old))) if mode == Mode::Apply => {
-            let (Some(new), Some(old)) = (&mut new.spec, &old.spec) else {
-                return;
-            };
-            new.replicas = new.replicas.or(old.replicas);
+    if let (Some(Any::Node(new)), Some(Any::Node(old))) = (&mut object.object, &live.object) {
+        let Some(old) = &old.spec else { return };
+        let new = new.spec.get_or_insert_default();
+        if new.pod_cidr.is_empty() {
+            new.pod_cidr.clone_from(&old.pod_cidr);
         }
-        (Some(Any::Node(new)), Some(Any::Node(old))) => {
-            let Some(old) = &old.spec else { return };
-            let new = new.spec.get_or_insert_default();
-            if new.pod_cidr.is_empty() {
-                new.pod_cidr.clone_from(&old.pod_cidr);
-            }
-        }
-        _ => {}
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use model::{default, name, object};
-use proto::v1::Object;
+use model::{Kind, default, name, object};
+use proto::state::v1::Applied;
 use rpc::v1::{ApplyItem, ApplyResult};
 use sha2::{Digest, Sha256};
 use state::State;
@@ -35,15 +35,16 @@ fn digest(what: &str, request: &str, item: usize, round: u32) -> [u8; 32] {
 }
 
 /// What each item came to, given the objects that were written for this request: those that it made bear its uids, the
-/// others were there before, and what was not written is as it should be.
+/// others were there before, what was not written is as it should be, and what was deleted was pruned.
 pub(crate) fn results(
     state: &State,
     items: &[ApplyItem],
     request: &str,
-    written: Vec<Object>,
+    applied: &Applied,
 ) -> Vec<ApplyResult> {
     let mut by_uid = HashMap::new();
     let mut by_key = HashMap::new();
+    let written = &applied.objects;
     for (index, object) in written.iter().enumerate() {
         let key = object::key(object);
         by_uid.insert(object::meta(object).uid.clone(), index);
@@ -77,5 +78,12 @@ pub(crate) fn results(
             },
         }
     };
-    items.iter().enumerate().map(result).collect()
+    let pruned = applied.deleted.iter().filter_map(|key| {
+        let kind = Kind::parse(&key.kind).ok()?;
+        Some(ApplyResult {
+            object: Some(object::named(kind, &key.namespace, &key.name)),
+            outcome: "pruned".to_owned(),
+        })
+    });
+    items.iter().enumerate().map(result).chain(pruned).collect()
 }

@@ -7,27 +7,44 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::state::v1::command::Kind as Body;
-use rpc::v1::{ApplyItem, ApplyRequest, ApplyResponse, Refusal};
+use rpc::v1::{ApplyRequest, ApplyResponse, Refusal};
 use state::State;
 use tonic::Status;
 
 use super::status::refused;
-use super::{ATTEMPTS_MAX, Service, answered, attempt_id, blocking, contended, request_id};
-use crate::admission::Decision;
-use crate::{admission, clock};
+use super::{ATTEMPTS_MAX, By, Service, answered, attempt_id, blocking, contended, request_id};
+use crate::admission::{self, Asked, Decision};
+use crate::clock;
 
+/// Who applies, where nobody says: what people type.
+const MANAGER: &str = "ctl";
+/// Longest word for what is done: as `rollout restart`, with room.
+const VERB_BYTES_MAX: usize = 64;
 /// Items of fewer bytes are decided on in place: it takes less time than a change of threads.
 const IN_PLACE_BYTES_MAX: usize = 16 << 10;
 
 impl Service {
-    pub(super) async fn do_apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+    pub(super) async fn do_apply(
+        &self,
+        mut request: ApplyRequest,
+        actor: String,
+    ) -> Result<ApplyResponse, Status> {
         let id = request_id(&request.request_id)?;
-        let items = Arc::new(request.items);
+        let by = By {
+            actor,
+            verb: verb(&request)?,
+        };
+        if request.manager.is_empty() {
+            MANAGER.clone_into(&mut request.manager);
+        }
+        let request = Arc::new(request);
+        // What is pruned is found by looking at everything.
+        let quick = !request.dry_run && request.prune.is_none();
         for attempt in 0..ATTEMPTS_MAX {
-            let early = match attempt == 0 && !request.dry_run {
+            let early = match attempt == 0 && quick {
                 true => {
                     let state = self.node.stale();
-                    let decided = decide(&state, &items, &id).await?.ok();
+                    let decided = decide(&state, &request, &id).await?.ok();
                     decided
                         .filter(|decision| !decision.transaction.operations.is_empty())
                         .map(|decision| (state, decision))
@@ -40,11 +57,11 @@ impl Service {
                     let state = self.state().await?;
                     if let Some(applied) = answered(&state, &id) {
                         return Ok(ApplyResponse {
-                            results: admission::results(&state, &items, &id, applied.objects),
+                            results: admission::results(&state, &request.items, &id, &applied),
                             revision: applied.revision,
                         });
                     }
-                    let decision = decide(&state, &items, &id).await?.map_err(refused)?;
+                    let decision = decide(&state, &request, &id).await?.map_err(refused)?;
                     (state, decision)
                 }
             };
@@ -59,10 +76,10 @@ impl Service {
                 });
             }
             let body = Body::Transaction(decision.transaction);
-            match self.propose(attempt_id(&id, attempt), body).await? {
+            match self.propose(&by, attempt_id(&id, attempt), body).await? {
                 Ok(applied) => {
                     return Ok(ApplyResponse {
-                        results: admission::results(&state, &items, &id, applied.objects),
+                        results: admission::results(&state, &request.items, &id, &applied),
                         revision: applied.revision,
                     });
                 }
@@ -76,14 +93,43 @@ impl Service {
 
 async fn decide(
     state: &State,
-    items: &Arc<Vec<ApplyItem>>,
+    request: &Arc<ApplyRequest>,
     id: &str,
 ) -> Result<Result<Decision, Vec<Refusal>>, Status> {
     let now = clock::timestamp(clock::now_ms());
-    let bytes: usize = items.iter().map(Message::encoded_len).sum();
-    if bytes <= IN_PLACE_BYTES_MAX {
-        return Ok(admission::decide(state, items, id, now));
+    let work = {
+        let (state, request, id) = (state.clone(), request.clone(), id.to_owned());
+        move || {
+            let asked = Asked {
+                items: &request.items,
+                id: &id,
+                manager: &request.manager,
+                prune: request.prune.as_ref(),
+            };
+            admission::decide(&state, &asked, now)
+        }
+    };
+    let bytes: usize = request.items.iter().map(Message::encoded_len).sum();
+    match bytes <= IN_PLACE_BYTES_MAX {
+        true => Ok(work()),
+        false => blocking(work).await,
     }
-    let (state, items, id) = (state.clone(), items.clone(), id.to_owned());
-    blocking(move || admission::decide(&state, &items, &id, now)).await
+}
+
+/// What the history calls it.
+fn verb(request: &ApplyRequest) -> Result<String, Status> {
+    let given = request.verb.as_str();
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, ' ' | '-');
+    if given.len() > VERB_BYTES_MAX || !given.chars().all(plain) {
+        return Err(Status::invalid_argument(format!(
+            "the verb has more than {VERB_BYTES_MAX} bytes, or others than lower case letters, digits, spaces and dashes"
+        )));
+    }
+    let mode = request.items.first().map_or("", |item| item.mode.as_str());
+    Ok(match (given, mode) {
+        ("", "CREATE") => "create".to_owned(),
+        ("", "REPLACE") => "replace".to_owned(),
+        ("", _) => "apply".to_owned(),
+        (given, _) => given.to_owned(),
+    })
 }

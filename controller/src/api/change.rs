@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::delete::missing;
 use super::status::{Reason, refusal, refused, refused_one};
-use super::{ATTEMPTS_MAX, Service, attempt_id, contended};
+use super::{ATTEMPTS_MAX, By, Service, attempt_id, contended};
 use crate::security::new_uuid;
 
 /// What a look at the state comes to.
@@ -31,6 +31,7 @@ impl Service {
     async fn change(
         &self,
         what: &str,
+        by: &By,
         decide: impl Fn(&State) -> Result<Change, Status>,
     ) -> Result<(Vec<Object>, u64), Status> {
         let id = new_uuid();
@@ -41,7 +42,7 @@ impl Service {
                 return Ok((change.as_it_is, state.revision()));
             }
             let body = Body::Transaction(change.transaction);
-            match self.propose(attempt_id(&id, attempt), body).await? {
+            match self.propose(by, attempt_id(&id, attempt), body).await? {
                 Ok(applied) => return Ok((applied.objects, applied.revision)),
                 Err(refusal) => tracing::debug!(attempt, ?refusal, what, "a change is decided anew"),
             }
@@ -52,32 +53,44 @@ impl Service {
     async fn change_one(
         &self,
         key: &Key,
+        by: &By,
         decide: impl Fn(&State) -> Result<Change, Status>,
     ) -> Result<Object, Status> {
-        let (objects, _) = self.change(&format!("{} {}", key.kind, key.name), decide).await?;
+        let (objects, _) = self
+            .change(&format!("{} {}", key.kind, key.name), by, decide)
+            .await?;
         let object = objects.into_iter().next();
         object.ok_or_else(|| Status::internal("the state gave no object"))
     }
 
-    pub(super) async fn do_scale(&self, request: &ScaleRequest) -> Result<Object, Status> {
+    pub(super) async fn do_scale(&self, request: &ScaleRequest, by: &By) -> Result<Object, Status> {
         let (kind, key) = super::key(request.key.as_ref())?;
         if request.replicas < 0 {
             let message = format!("replicas must be at least 0, is {}", request.replicas);
             return Err(refused_one(Reason::Invalid, message));
         }
-        self.change_one(&key, |state| scale(state, kind, &key, request))
+        self.change_one(&key, by, |state| scale(state, kind, &key, request))
             .await
     }
 
     pub(super) async fn do_set_schedulable(
         &self,
         request: &SetSchedulableRequest,
+        actor: String,
     ) -> Result<ApplyResponse, Status> {
         if request.nodes.is_empty() || request.nodes.len() > state::OPERATIONS_MAX {
             return Err(refused_one(Reason::Invalid, "name the nodes"));
         }
         let decide = |state: &State| set_schedulable(state, &request.nodes, request.unschedulable);
-        let (written, revision) = self.change("a node", decide).await?;
+        let by = By::new(
+            actor,
+            if request.unschedulable {
+                "cordon"
+            } else {
+                "uncordon"
+            },
+        );
+        let (written, revision) = self.change("a node", &by, decide).await?;
         let state = self.node.stale();
         let written: BTreeMap<&str, &Object> = written
             .iter()
@@ -101,13 +114,13 @@ impl Service {
         })
     }
 
-    pub(super) async fn do_rollback(&self, request: &RollbackRequest) -> Result<Object, Status> {
+    pub(super) async fn do_rollback(&self, request: &RollbackRequest, by: &By) -> Result<Object, Status> {
         let (kind, key) = super::key(request.key.as_ref())?;
         if kind != Kind::Deployment {
             let message = format!("only Deployments have revisions, not a {kind}");
             return Err(refused_one(Reason::Invalid, message));
         }
-        self.change_one(&key, |state| rollback(state, &key, request.revision))
+        self.change_one(&key, by, |state| rollback(state, &key, request.revision))
             .await
     }
 }

@@ -14,8 +14,8 @@ use rpc::v1::{
 };
 use tonic::Status;
 
-use super::Service;
 use super::status::{Reason, by_state, refusal, refused};
+use super::{By, Service};
 use crate::raft::{ChangeError, MemberId, MemberInfo};
 use crate::security::token::{self, LIFE_SECONDS, LIFE_SECONDS_MAX, Role, USES_MAX};
 use crate::security::{new_uuid, unix_now};
@@ -71,6 +71,7 @@ impl Service {
     pub(super) async fn do_create_token(
         &self,
         request: &CreateTokenRequest,
+        by: &By,
     ) -> Result<CreateTokenResponse, Status> {
         let Wanted {
             role,
@@ -86,7 +87,7 @@ impl Service {
             unix_now(),
         );
         let expires = stored.expires;
-        self.change_token(Change::Create(stored)).await?;
+        self.change_token(by, Change::Create(stored)).await?;
         Ok(CreateTokenResponse {
             token: text.to_string(),
             expires,
@@ -107,17 +108,18 @@ impl Service {
     pub(super) async fn do_revoke_token(
         &self,
         request: RevokeTokenRequest,
+        by: &By,
     ) -> Result<RevokeTokenResponse, Status> {
         if request.id.is_empty() {
             return Err(Status::invalid_argument("the call names no token"));
         }
-        self.change_token(Change::Revoke(request.id)).await?;
+        self.change_token(by, Change::Revoke(request.id)).await?;
         Ok(RevokeTokenResponse {})
     }
 
-    async fn change_token(&self, change: Change) -> Result<(), Status> {
+    async fn change_token(&self, by: &By, change: Change) -> Result<(), Status> {
         let body = Body::Token(TokenChange { change: Some(change) });
-        match self.propose(new_uuid(), body).await? {
+        match self.propose(by, new_uuid(), body).await? {
             Ok(_) => Ok(()),
             Err(refusal) => Err(refused(vec![by_state(0, &refusal)])),
         }

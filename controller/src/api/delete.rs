@@ -13,11 +13,11 @@ use state::{OPERATIONS_MAX, SCHEMA_LEVEL, State};
 use tonic::Status;
 
 use super::status::{Reason, by_state, refusal, refused, refused_one};
-use super::{Service, blocking, not_found, request_id};
+use super::{By, Service, blocking, not_found, request_id};
 use crate::clock;
 
 impl Service {
-    pub(super) async fn do_delete(&self, request: DeleteRequest) -> Result<DeleteResponse, Status> {
+    pub(super) async fn do_delete(&self, request: DeleteRequest, by: &By) -> Result<DeleteResponse, Status> {
         let id = request_id(&request.request_id)?;
         let state = self.state().await?;
         if let Some(Reply::Applied(applied)) = state.reply(&id).and_then(|reply| reply.reply) {
@@ -37,7 +37,7 @@ impl Service {
                 revision: state.revision(),
             });
         }
-        match self.propose(id, Body::Transaction(transaction)).await? {
+        match self.propose(by, id, Body::Transaction(transaction)).await? {
             Ok(applied) => Ok(DeleteResponse {
                 revision: applied.revision,
             }),

@@ -7,6 +7,7 @@ mod change;
 mod cluster;
 mod delete;
 pub(crate) mod guard;
+mod history;
 mod images;
 mod read;
 pub(crate) mod status;
@@ -20,11 +21,12 @@ use proto::v1::Object;
 use rpc::v1::api_server::{Api, ApiServer};
 use rpc::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
-    DescribeResponse, ExecInput, ExecOutput, GetRequest, ImportInput, ImportProgress, InspectResponse,
-    ListImagesRequest, ListImagesResponse, ListRequest, ListResponse, ListTokensRequest, ListTokensResponse,
-    LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest,
-    RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest,
-    SetSchedulableRequest, VersionRequest, VersionResponse, WatchEvent, WatchRequest, WhyResponse,
+    DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest, HistoryResponse, ImportInput,
+    ImportProgress, InspectResponse, ListImagesRequest, ListImagesResponse, ListRequest, ListResponse,
+    ListTokensRequest, ListTokensResponse, LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef,
+    RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest,
+    ScaleRequest, SetSchedulableRequest, UndoRequest, UndoResponse, VersionRequest, VersionResponse,
+    WatchEvent, WatchRequest, WhyResponse,
 };
 use state::{SCHEMA_LEVEL, State};
 use tonic::service::Routes;
@@ -34,6 +36,7 @@ use crate::calls::Calls;
 use crate::clock;
 use crate::events::Events;
 use crate::raft::Node;
+use crate::security::identity::Identity;
 use crate::security::new_uuid;
 use crate::watch::{self as changes, Ring};
 use guard::Guard;
@@ -108,6 +111,7 @@ impl Service {
     /// Writes; the inner result is the state's own.
     async fn propose(
         &self,
+        by: &By,
         request_id: String,
         kind: command::Kind,
     ) -> Result<Result<Applied, Refused>, Status> {
@@ -116,6 +120,8 @@ impl Service {
             time: Some(clock::timestamp(clock::now_ms())),
             level: SCHEMA_LEVEL,
             kind: Some(kind),
+            actor: by.actor.clone(),
+            verb: by.verb.clone(),
         };
         let CommandReply { reply } = self.node.propose(command).await.map_err(proposing)?;
         match reply {
@@ -124,6 +130,30 @@ impl Service {
             None => Err(Status::internal("the state gave no answer")),
         }
     }
+}
+
+/// Who writes and what they call it, for the history.
+#[derive(Clone, Debug)]
+struct By {
+    actor: String,
+    verb: String,
+}
+
+impl By {
+    fn new(actor: String, verb: &str) -> Self {
+        Self {
+            actor,
+            verb: verb.to_owned(),
+        }
+    }
+}
+
+/// The caller's name. The guard puts the identity there; without it there is no name, and nothing goes into the history.
+fn actor<T>(request: &Request<T>) -> String {
+    let identity = request.extensions().get::<Identity>();
+    let mut name = identity.map_or_else(String::new, Identity::to_string);
+    name.truncate(name.floor_char_boundary(state::ACTOR_BYTES_MAX));
+    name
 }
 
 /// The id under which a call writes: the client's, or one of its own.
@@ -199,7 +229,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[tonic::async_trait]
 impl Api for Service {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        self.do_apply(request.into_inner()).await.map(Response::new)
+        let actor = actor(&request);
+        self.do_apply(request.into_inner(), actor)
+            .await
+            .map(Response::new)
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
@@ -217,28 +250,43 @@ impl Api for Service {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        self.do_delete(request.into_inner()).await.map(Response::new)
+        let by = By::new(actor(&request), "delete");
+        self.do_delete(request.into_inner(), &by).await.map(Response::new)
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<Object>, Status> {
-        self.do_scale(&request.into_inner()).await.map(Response::new)
+        let by = By::new(actor(&request), "scale");
+        self.do_scale(&request.into_inner(), &by).await.map(Response::new)
     }
 
     async fn set_schedulable(
         &self,
         request: Request<SetSchedulableRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        self.do_set_schedulable(&request.into_inner())
+        let actor = actor(&request);
+        self.do_set_schedulable(&request.into_inner(), actor)
             .await
             .map(Response::new)
     }
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<Object>, Status> {
-        self.do_rollback(&request.into_inner()).await.map(Response::new)
+        let by = By::new(actor(&request), "rollout undo");
+        self.do_rollback(&request.into_inner(), &by)
+            .await
+            .map(Response::new)
     }
 
     async fn why(&self, request: Request<GetRequest>) -> Result<Response<WhyResponse>, Status> {
         self.do_why(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
+        self.do_history(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
+        let by = By::new(actor(&request), "undo");
+        self.do_undo(request.into_inner(), &by).await.map(Response::new)
     }
 
     type LogsStream = BoxStream<'static, Result<LogChunk, Status>>;
@@ -284,7 +332,8 @@ impl Api for Service {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        self.do_create_token(&request.into_inner())
+        let by = By::new(actor(&request), "token create");
+        self.do_create_token(&request.into_inner(), &by)
             .await
             .map(Response::new)
     }
@@ -300,7 +349,8 @@ impl Api for Service {
         &self,
         request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
-        self.do_revoke_token(request.into_inner())
+        let by = By::new(actor(&request), "token revoke");
+        self.do_revoke_token(request.into_inner(), &by)
             .await
             .map(Response::new)
     }

@@ -47,7 +47,11 @@ impl Filter {
             kind,
             namespace: (kind.namespaced() && !namespace.is_empty()).then(|| namespace.to_owned()),
             labels: Labels::parse(labels).map_err(|cause| wrong("label", &cause))?,
-            fields: Fields::parse(fields).map_err(|cause| wrong("field", &cause))?,
+            fields: {
+                let fields = Fields::parse(fields).map_err(|cause| wrong("field", &cause))?;
+                fields.fits(kind).map_err(|cause| wrong("field", &cause))?;
+                fields
+            },
         })
     }
 

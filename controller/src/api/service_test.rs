@@ -78,7 +78,8 @@ impl One {
             node_prefix: 24,
         };
         let body = command::Kind::Settings(settings);
-        service.propose(new_uuid(), body).await.unwrap().unwrap();
+        let by = By::new(String::new(), "");
+        service.propose(&by, new_uuid(), body).await.unwrap().unwrap();
         Self {
             service,
             authority,
@@ -91,12 +92,12 @@ impl One {
     async fn apply(&self, objects: Vec<Object>, request: &str) -> Result<ApplyResponse, Status> {
         let items = objects.into_iter().map(|object| ApplyItem {
             object: Some(object),
-            mode: String::new(),
+            ..Default::default()
         });
         let request = ApplyRequest {
             items: items.collect(),
-            dry_run: false,
             request_id: request.to_owned(),
+            ..Default::default()
         };
         self.service
             .apply(Request::new(request))
@@ -270,10 +271,11 @@ async fn a_retry_writes_once_and_a_refusal_changes_nothing() {
     let dry = ApplyRequest {
         items: vec![ApplyItem {
             object: Some(map("b", "1", "red")),
-            mode: String::new(),
+            ..Default::default()
         }],
         dry_run: true,
         request_id: "r3".to_owned(),
+        ..Default::default()
     };
     let answer = one.service.apply(Request::new(dry)).await.unwrap().into_inner();
     assert_eq!(outcomes(&answer), ["created"]);
@@ -413,15 +415,24 @@ async fn only_administrators_call() {
     let mut client = one.client(Some(admin)).await;
     let items = vec![ApplyItem {
         object: Some(map("wire", "1", "red")),
-        mode: String::new(),
+        ..Default::default()
     }];
     let request = ApplyRequest {
         items,
-        dry_run: false,
-        request_id: String::new(),
+        ..Default::default()
     };
     let answer = client.apply(request).await.unwrap().into_inner();
     assert_eq!(outcomes(&answer), ["created"]);
+    let request = HistoryRequest {
+        key: Some(object::key_of(Kind::ConfigMap, "default", "wire")),
+        revision: 0,
+    };
+    let history = client.history(request).await.unwrap().into_inner().entries;
+    let by: Vec<_> = history
+        .iter()
+        .map(|it| (it.actor.as_str(), it.verb.as_str()))
+        .collect();
+    assert_eq!(by, [("admin", "apply")], "the name of the certificate");
     let request = WatchRequest {
         kind: "ConfigMap".to_owned(),
         ..Default::default()

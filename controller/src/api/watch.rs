@@ -162,7 +162,8 @@ impl Watching {
         let wanted = objects.into_iter().filter(|object| self.filter.matches(object));
         self.next.extend(wanted.map(|object| WatchEvent {
             r#type: "ADDED".to_owned(),
-            revision: object::meta(&object).resource_version.parse().unwrap_or(0),
+            // By name and not by revision: whoever went on from one of these would miss others.
+            revision: 0,
             object: Some(object),
         }));
         if self.listing.is_none() {
@@ -252,6 +253,57 @@ mod tests {
         ring.push(vec![added(13, "web")]);
         let (next, _) = step(watch).await.unwrap();
         assert_eq!(next.unwrap().revision, 13);
+    }
+
+    /// What a reader is shown of its namespace until it has read `count` events, and where it then is.
+    async fn read(ring: &Ring, from: u64, count: usize) -> (Vec<u64>, u64) {
+        let (mut watch, _stop) = watching(ring, from, "web");
+        watch.bookmarks = Duration::from_secs(3600);
+        let (mut seen, mut at, mut watch) = (Vec::new(), from, Some(watch));
+        while seen.len() < count {
+            let (event, next) = step(watch).await.expect("the watch goes on");
+            let event = event.expect("nothing is too old");
+            at = event.revision;
+            seen.push(event.revision);
+            watch = next;
+        }
+        (seen, at)
+    }
+
+    #[tokio::test]
+    async fn a_reader_goes_on_at_another_member_without_missing_or_repeating() {
+        let entry = |revision: u64| {
+            added(
+                revision,
+                if revision.is_multiple_of(3) {
+                    "other"
+                } else {
+                    "web"
+                },
+            )
+        };
+        let wanted: Vec<u64> = (11_u64..=40)
+            .filter(|revision| !revision.is_multiple_of(3))
+            .collect();
+        for cut in 0..wanted.len() {
+            // The other member is behind where the reader was, as far, or ahead; it got its changes in other portions.
+            for ahead in [11, 20, 30, 40] {
+                let (first, second) = (Ring::new(10), Ring::new(10));
+                first.push((11..=40).map(entry).collect());
+                second.push((11..=ahead).map(entry).collect());
+                let (mut seen, at) = read(&first, 10, cut).await;
+                let later = tokio::spawn(async move {
+                    for revision in ahead + 1..=40 {
+                        second.push(vec![entry(revision)]);
+                    }
+                    second
+                });
+                let second = later.await.expect("the pushes");
+                let (rest, _) = read(&second, at, wanted.len() - cut).await;
+                seen.extend(rest);
+                assert_eq!(seen, wanted, "after {cut} events, the other at {ahead}");
+            }
+        }
     }
 
     #[tokio::test]

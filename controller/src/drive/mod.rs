@@ -204,6 +204,7 @@ impl Drive {
                 time: Some(clock::timestamp(clock::now_ms())),
                 level: SCHEMA_LEVEL,
                 kind: Some(command::Kind::Status(StatusBatch::default())),
+                ..Default::default()
             };
             match self.node.propose(nothing).await {
                 Ok(_) => return true,

@@ -33,6 +33,8 @@ pub(super) fn events(before: &State, command: &Command, now_ms: i64) -> Vec<Even
             Some(Op::Delete(delete)) => told.delete(delete.key.as_ref()),
             Some(Op::Scale(scale)) => told.scale(scale),
             Some(Op::Put(put)) => told.put(put),
+            // The leader's loop puts; people apply, and see the answer.
+            Some(Op::Apply(_)) => {}
             Some(Op::SetStatus(set)) => told.status(set),
             Some(Op::Remove(remove)) => told.remove(remove),
             None => {}

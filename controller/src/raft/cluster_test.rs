@@ -192,6 +192,7 @@ pub(super) fn write(id: &str) -> Command {
         kind: Some(command::Kind::Token(TokenChange {
             change: Some(token_change::Change::Create(token)),
         })),
+        ..Default::default()
     }
 }
 

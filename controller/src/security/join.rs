@@ -74,6 +74,7 @@ impl<D: Dir> JoinService<D> {
             }),
             level: SCHEMA_LEVEL,
             kind: Some(kind),
+            ..Default::default()
         };
         let CommandReply { reply } = self.node.propose(command).await.map_err(proposing)?;
         match reply {

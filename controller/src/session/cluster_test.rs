@@ -122,6 +122,7 @@ impl Controller {
             time: Some(crate::clock::timestamp(crate::clock::now_ms())),
             level: SCHEMA_LEVEL,
             kind: Some(kind),
+            ..Default::default()
         };
         let reply = self.node.propose(command).await.unwrap().reply.unwrap();
         assert!(matches!(reply, Reply::Applied(_)), "{reply:?}");

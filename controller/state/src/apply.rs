@@ -13,7 +13,7 @@ use model::{Kind, object};
 use proto::Timestamp;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;
-use proto::state::v1::{Applied, Change, ClusterSettings, Command, CommandReply, Refused};
+use proto::state::v1::{Applied, Change, ClusterSettings, Command, CommandReply, Key, Refused};
 use proto::v1::object::Object as Any;
 use proto::v1::{Namespace, NamespaceStatus, Object, ObjectMeta};
 
@@ -21,7 +21,7 @@ use crate::cidr::Ranges;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record};
 use crate::store::State;
-use crate::{SCHEMA_LEVEL, identity};
+use crate::{ACTOR_BYTES_MAX, SCHEMA_LEVEL, identity};
 
 /// What a command did.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +92,8 @@ struct Trial {
     changes: Vec<Change>,
     /// What the reply shows.
     objects: Vec<Object>,
+    /// Likewise.
+    deleted: Vec<Key>,
     time: Timestamp,
 }
 
@@ -113,6 +115,7 @@ impl State {
             state: self.clone(),
             changes: Vec::new(),
             objects: Vec::new(),
+            deleted: Vec::new(),
             time: command.time.unwrap_or_default(),
         };
         let dry = matches!(&command.kind, Some(Body::Transaction(transaction)) if transaction.dry_run);
@@ -121,6 +124,7 @@ impl State {
                 let applied = Applied {
                     revision: trial.state.revision,
                     objects: trial.objects,
+                    deleted: trial.deleted,
                 };
                 if !dry {
                     *self = trial.state;
@@ -163,8 +167,14 @@ impl Trial {
         if command.request_id.len() > crate::REQUEST_ID_BYTES_MAX {
             return refuse(Reason::Invalid, "the request id is too long");
         }
+        if command.actor.len() > ACTOR_BYTES_MAX || command.verb.len() > ACTOR_BYTES_MAX {
+            return refuse(
+                Reason::Invalid,
+                "the name of the actor or of the verb is too long",
+            );
+        }
         match &command.kind {
-            Some(Body::Transaction(transaction)) => self.transaction(transaction),
+            Some(Body::Transaction(transaction)) => self.transaction(transaction, command),
             Some(Body::Status(batch)) => {
                 self.status_batch(batch);
                 Ok(())

@@ -43,6 +43,12 @@ pub fn check(state: &State) -> Result<(), Violation> {
             }
         }
     }
+    if let Some(key) = state.said.keys().find(|key| !state.records.contains_key(*key)) {
+        return fail(key, "somebody's word on it is kept, yet it is gone");
+    }
+    if !state.history.is_sound() {
+        return fail("history", "it is above its bounds, or its maps do not agree");
+    }
     check_indices(state)
 }
 

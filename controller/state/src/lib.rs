@@ -11,6 +11,7 @@
 mod apply;
 mod cidr;
 mod conditions;
+mod history;
 mod identity;
 pub mod invariant;
 mod key;
@@ -19,11 +20,14 @@ mod qos;
 mod quantity;
 mod record;
 mod replies;
+mod said;
 pub mod schedule;
 mod snapshot;
 mod store;
 
 pub use apply::Outcome;
+pub use history::{ALL_BYTES_MAX, ALL_FORMS_MAX, FORMS_MAX};
+pub use said::{MANAGER_BYTES_MAX, MANAGERS_MAX};
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
 pub use store::State;
 
@@ -36,6 +40,8 @@ pub const OPERATIONS_MAX: usize = 10_000;
 pub const STATUS_BYTES_MAX: usize = 64 << 10;
 /// Longest request id: a UUID, with room for a client's own prefix.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Longest name of who acts, and of what they did: what a certificate can hold, with room.
+pub const ACTOR_BYTES_MAX: usize = 256;
 /// Conditions of a node that the leader decides from leases; an agent's report leaves them alone.
 pub const NODE_OWN_CONDITIONS: [&str; 2] = ["Ready", "ReplacementPaused"];
 /// Labels that every node gets when it joins; a manifest that does not name them leaves them alone.

@@ -105,7 +105,6 @@ pub(crate) fn transaction(now: i64, preconditions: Vec<Precondition>, operations
         })
         .collect();
     Command {
-        request_id: String::new(),
         time: Some(timestamp(now)),
         level: 1,
         kind: Some(Body::Transaction(Transaction {
@@ -113,6 +112,7 @@ pub(crate) fn transaction(now: i64, preconditions: Vec<Precondition>, operations
             operations,
             dry_run: false,
         })),
+        ..Command::default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::state::v1::snapshot_record::Record as Part;
-use proto::state::v1::{SnapshotEnd, SnapshotHeader, SnapshotRecord, StoredPod, StoredReply};
+use proto::state::v1::{SnapshotEnd, SnapshotHeader, SnapshotRecord, StoredPod, StoredReply, StoredSaid};
 
 use crate::SCHEMA_LEVEL;
 use crate::key::ObjectKey;
@@ -126,8 +126,24 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
         records,
         tokens,
         replies,
+        said,
+        history,
         ..
     } = state;
+    // Key by key, as the objects: what is not walked yet stays shared with the original.
+    let speakers: Vec<ObjectKey> = said.keys().cloned().collect();
+    let said = speakers.into_iter().flat_map(move |key| {
+        let all = said.of(&key).map(|(manager, said)| StoredSaid {
+            key: Some(key.to_proto()),
+            manager: manager.to_owned(),
+            said: Some(said),
+        });
+        all.collect::<Vec<_>>()
+    });
+    let revisions = history.revisions();
+    let past = revisions
+        .into_iter()
+        .filter_map(move |revision| history.at(revision));
     let replies: Vec<StoredReply> = replies
         .iter()
         .map(|(id, reply)| StoredReply {
@@ -156,6 +172,8 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
                 .into_iter()
                 .map(|(_, token)| Part::Token(token.as_ref().clone())),
         )
+        .chain(said.map(Part::Said))
+        .chain(past.map(Part::Past))
         .chain(replies.into_iter().map(Part::Reply))
 }
 
@@ -256,6 +274,12 @@ impl Decoder {
                 Some(reply) => self.state.replies.push(&request_id, &reply),
                 None => return broken("an answer is missing"),
             },
+            Part::Said(said) => self.said(&said)?,
+            Part::Past(past) => {
+                if past.revision > self.state.revision || !self.state.history.take(&past) {
+                    return broken("a change of the history is out of order");
+                }
+            }
             Part::End(end) => {
                 if end.records != self.records {
                     return broken("records are missing");
@@ -301,6 +325,17 @@ impl Decoder {
             return broken("an object without a uid");
         }
         self.insert(key, Record::Whole(Arc::new(object)))
+    }
+
+    fn said(&mut self, stored: &StoredSaid) -> Result<(), DecodeError> {
+        let key = stored.key.as_ref().and_then(ObjectKey::from_proto);
+        let (Some(key), Some(said)) = (key, &stored.said) else {
+            return broken("what was said is of no object");
+        };
+        if !self.state.records.contains_key(&key) || !self.state.said.set(&key, &stored.manager, said) {
+            return broken("what was said is of no object, or by too many");
+        }
+        Ok(())
     }
 
     fn insert(&mut self, key: ObjectKey, record: Record) -> Result<(), DecodeError> {

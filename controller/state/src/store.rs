@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use model::{Kind, object};
-use proto::state::v1::{ClusterSettings, CommandReply, Key, Token};
+use proto::state::v1::{ClusterSettings, CommandReply, Key, Past, Token};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};
 
+use crate::history::History;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record, Template, controller};
 use crate::replies::Replies;
+use crate::said::Said;
 
 /// The whole replicated state. A clone is a snapshot: it shares everything with the original until one of them changes.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ pub struct State {
     pub(crate) unmanaged: OrdSet<ObjectKey>,
     pub(crate) tokens: OrdMap<String, Arc<Token>>,
     pub(crate) replies: Replies,
+    pub(crate) said: Said,
+    pub(crate) history: History,
 }
 
 impl State {
@@ -133,6 +137,26 @@ impl State {
         self.replies.get(request_id)
     }
 
+    /// What each manager's last apply of an object said, as `model::merge::said` has it.
+    pub fn said(&self, key: &Key) -> Vec<(String, Object)> {
+        let Some(key) = ObjectKey::from_proto(key) else {
+            return Vec::new();
+        };
+        let said = self.said.of(&key);
+        said.map(|(manager, said)| (manager.to_owned(), said)).collect()
+    }
+
+    /// What somebody made of an object, oldest first, as far as it is kept; also of one that is gone.
+    pub fn history(&self, key: &Key) -> Vec<Past> {
+        let key = ObjectKey::from_proto(key);
+        key.map_or_else(Vec::new, |key| self.history.of(&key).collect())
+    }
+
+    /// The change that has this revision, if it is kept.
+    pub fn past(&self, revision: u64) -> Option<Past> {
+        self.history.at(revision)
+    }
+
     pub(crate) fn entries<'a>(
         &'a self,
         kind: Kind,
@@ -203,6 +227,7 @@ impl State {
     /// Takes a record away and keeps every index true.
     pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<Record> {
         self.unindex(key);
+        self.said.forget(key);
         self.records.remove(key)
     }
 

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use model::object;
 use model::read::Manifest;
 use proto::v1::Object;
-use rpc::v1::{ApplyItem, ApplyRequest, Refusals};
+use rpc::v1::{ApplyItem, ApplyRequest, ApplyResponse, ApplyResult, Prune, Refusals};
 
 use crate::cluster::Cluster;
 use crate::error::{self, CtlError};
 use crate::files::Files;
 use crate::output::Output;
 use crate::{target, waiting};
+
+/// By this label the objects of a named set are known.
+const APPLYSET: &str = "bulkhead.io/applyset";
 
 /// Arguments of `ctl apply`.
 #[derive(clap::Args)]
@@ -21,9 +24,21 @@ pub(crate) struct Apply {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     files: Files,
-    /// server: let the cluster decide everything and change nothing
-    #[arg(long, value_name = "WHERE", value_parser = ["server", "none"], default_value = "none")]
+    /// server: let the cluster decide everything and change nothing; client: only read the manifests and look what is there
+    #[arg(long, value_name = "WHERE", value_parser = ["server", "client", "none"], default_value = "none")]
     dry_run: String,
+    /// Remove what this field manager applied before and the manifests leave out; needs -l or --applyset
+    #[arg(long)]
+    prune: bool,
+    /// With --prune: which labels say that an object belongs to the set; the manifests need them
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// With --prune: the set's name, which every object gets as its label bulkhead.io/applyset
+    #[arg(long, value_name = "NAME", conflicts_with = "selector")]
+    applyset: Option<String>,
+    /// Who applies: what it applied before and leaves out now is removed, what others set stays
+    #[arg(long, value_name = "NAME", default_value = "ctl")]
+    field_manager: String,
     /// Wait until what was applied is ready
     #[arg(long)]
     wait: bool,
@@ -50,12 +65,29 @@ pub(crate) async fn run(
     let mut manifests = args.files.read(&args.paths)?;
     let cluster = &open()?;
     place(&mut manifests, cluster, namespace)?;
-    let dry_run = args.dry_run == "server";
-    let objects: Vec<Object> = manifests.iter().map(|manifest| manifest.object.clone()).collect();
-    let response = send(cluster, objects, "APPLY", dry_run)
-        .await
-        .map_err(|status| refuse(cluster, &manifests, status))?;
-    let suffix = if dry_run { " (server dry run)" } else { "" };
+    let prune = prune(&args, &mut manifests)?;
+    let dry_run = args.dry_run != "none";
+    let response = if args.dry_run == "client" {
+        look(cluster, &manifests).await?
+    } else {
+        let request = ApplyRequest {
+            items: items(&manifests),
+            dry_run,
+            request_id: request_id().map_err(|status| cluster.error(status))?,
+            manager: args.field_manager.clone(),
+            prune,
+            ..ApplyRequest::default()
+        };
+        let answer = cluster
+            .call(request, async |mut api, request| api.apply(request).await)
+            .await;
+        answer.map_err(|status| refuse(cluster, &manifests, status))?
+    };
+    let suffix = match args.dry_run.as_str() {
+        "server" => " (server dry run)",
+        "client" => " (dry run)",
+        _ => "",
+    };
     let mut applied = Vec::new();
     for result in response.results {
         let Some(object) = result.object else { continue };
@@ -66,7 +98,9 @@ pub(crate) async fn run(
             Some("json") => out.line(crate::rows::json_text(&object)?)?,
             Some(_) => out.bytes(format!("---\n{}", model::write::yaml(&object)).as_bytes())?,
         }
-        applied.push(object);
+        if result.outcome != "pruned" {
+            applied.push(object);
+        }
     }
     if args.wait && !dry_run {
         for object in &applied {
@@ -76,24 +110,89 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// One `Apply` call for all.
+/// Each manifest as it is sent to be merged.
+pub(crate) fn items(manifests: &[Manifest]) -> Vec<ApplyItem> {
+    let item = |manifest: &Manifest| ApplyItem {
+        object: Some(manifest.object.clone()),
+        mode: String::new(),
+        empty: manifest.empty.clone(),
+    };
+    manifests.iter().map(item).collect()
+}
+
+/// What is to be pruned; a named set's label comes into the manifests.
+fn prune(args: &Apply, manifests: &mut [Manifest]) -> Result<Option<Prune>, CtlError> {
+    let given = args.selector.is_some() || args.applyset.is_some();
+    if args.prune != given {
+        let words = match args.prune {
+            true => {
+                "--prune needs -l SELECTOR or --applyset NAME: it removes what has these labels and is in no manifest"
+            }
+            false => "-l and --applyset say what --prune may remove: add --prune",
+        };
+        return Err(CtlError::Usage(words.to_owned()));
+    }
+    if args.prune && args.dry_run == "client" {
+        let words = "what --prune removes only the cluster knows: use --dry-run=server";
+        return Err(CtlError::Usage(words.to_owned()));
+    }
+    let label_selector = match (&args.selector, &args.applyset) {
+        (Some(selector), _) => selector.clone(),
+        (None, Some(name)) => {
+            for manifest in manifests {
+                let labels = &mut object::meta_mut(&mut manifest.object).labels;
+                labels.insert(APPLYSET.to_owned(), name.clone());
+            }
+            format!("{APPLYSET}={name}")
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Prune {
+        label_selector,
+        namespaces: Vec::new(),
+    }))
+}
+
+/// What an apply would do by what is there, without asking the cluster to decide anything.
+async fn look(cluster: &Cluster, manifests: &[Manifest]) -> Result<ApplyResponse, CtlError> {
+    let mut response = ApplyResponse::default();
+    for manifest in manifests {
+        let mut object = manifest.object.clone();
+        model::default::object(&mut object);
+        let there = cluster.find(object::key(&object)).await?;
+        response.results.push(ApplyResult {
+            object: Some(object),
+            outcome: match there {
+                Some(_) => "configured".to_owned(),
+                None => "created".to_owned(),
+            },
+        });
+    }
+    Ok(response)
+}
+
+/// One `Apply` call for all, without a manifest behind it.
 pub(crate) async fn send(
     cluster: &Cluster,
     objects: Vec<Object>,
     mode: &str,
+    verb: &str,
     dry_run: bool,
-) -> Result<rpc::v1::ApplyResponse, tonic::Status> {
+) -> Result<ApplyResponse, tonic::Status> {
     let items = objects
         .into_iter()
         .map(|object| ApplyItem {
             object: Some(object),
             mode: mode.to_owned(),
+            empty: Vec::new(),
         })
         .collect();
     let request = ApplyRequest {
         items,
         dry_run,
         request_id: request_id()?,
+        verb: verb.to_owned(),
+        ..ApplyRequest::default()
     };
     cluster
         .call(request, async |mut api, request| api.apply(request).await)
@@ -140,7 +239,7 @@ pub(crate) fn place(
 }
 
 /// The server's refusals, each at its line of its file.
-fn refuse(cluster: &Cluster, manifests: &[Manifest], status: tonic::Status) -> CtlError {
+pub(crate) fn refuse(cluster: &Cluster, manifests: &[Manifest], status: tonic::Status) -> CtlError {
     use prost::Message;
     let refusals = match Refusals::decode(status.details()) {
         Ok(refusals) if !refusals.refusals.is_empty() => refusals.refusals,

@@ -1,20 +1,22 @@
-//! `ctl rollout status|history|undo deployment/NAME`.
+//! `ctl rollout status|history|undo|restart|pause|resume deployment/NAME`.
 
 use clap::Subcommand;
 use model::{Kind, object};
 use proto::state::v1::Key;
 use proto::v1::object::Object as Any;
-use proto::v1::{Object, ReplicaSet};
+use proto::v1::{DeploymentSpec, Object, ReplicaSet};
 use rpc::v1::RollbackRequest;
 
 use crate::cluster::{Cluster, Query};
 use crate::error::CtlError;
 use crate::output::{Output, Table};
 use crate::waiting::{self, Verdict};
-use crate::{age, target};
+use crate::{age, change, target};
 
 /// Where a ReplicaSet keeps its revision, Kubernetes' own annotation.
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// When the pods were last restarted for no other reason, Kubernetes' own annotation.
+const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
 /// Why a change was made, when somebody said so.
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 
@@ -42,6 +44,24 @@ enum Verb {
         #[arg(required = true, value_name = "KIND/NAME", num_args = 1..=2)]
         target: Vec<String>,
     },
+    /// Replace every pod, with nothing else changed
+    Restart {
+        /// The Deployment, as deployment/web
+        #[arg(required = true, value_name = "KIND/NAME", num_args = 1..=2)]
+        target: Vec<String>,
+    },
+    /// Let changes of the template wait
+    Pause {
+        /// The Deployment, as deployment/web
+        #[arg(required = true, value_name = "KIND/NAME", num_args = 1..=2)]
+        target: Vec<String>,
+    },
+    /// Roll out what waits
+    Resume {
+        /// The Deployment, as deployment/web
+        #[arg(required = true, value_name = "KIND/NAME", num_args = 1..=2)]
+        target: Vec<String>,
+    },
     /// Go back to an earlier revision
     Undo {
         /// The Deployment, as deployment/web
@@ -60,6 +80,9 @@ pub(crate) async fn run(args: Rollout, cluster: &Cluster, out: &mut Output) -> R
             status(&deployment(&target, cluster)?, timeout, cluster, out).await
         }
         Verb::History { target } => history(&deployment(&target, cluster)?, cluster, out).await,
+        Verb::Restart { target } => restart(&deployment(&target, cluster)?, cluster, out).await,
+        Verb::Pause { target } => pause(&deployment(&target, cluster)?, true, cluster, out).await,
+        Verb::Resume { target } => pause(&deployment(&target, cluster)?, false, cluster, out).await,
         Verb::Undo { target, to_revision } => {
             let key = deployment(&target, cluster)?;
             let request = RollbackRequest {
@@ -102,6 +125,54 @@ async fn status(key: &Key, timeout: u64, cluster: &Cluster, out: &mut Output) ->
     )
     .await?;
     out.line(format_args!("{} successfully rolled out", target::shown(key)))
+}
+
+/// As kubectl: a note in the template makes another revision of it.
+async fn restart(key: &Key, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let now = age::stamp(&pbjson_types::Timestamp {
+        seconds: age::now(),
+        nanos: 0,
+    });
+    let restart = |object: &mut Object| {
+        let spec = spec(object)?;
+        if spec.paused {
+            let message = format!("{} is paused: run `ctl rollout resume` first", target::shown(key));
+            return Err(CtlError::refused(message));
+        }
+        let template = spec.template.get_or_insert_default();
+        let notes = &mut template.metadata.get_or_insert_default().annotations;
+        notes.insert(RESTARTED_AT.to_owned(), now.clone());
+        Ok(())
+    };
+    let changed = change::one(cluster, key, "rollout restart", false, restart).await?;
+    if !changed {
+        let message = format!("{} was restarted in this second already", target::shown(key));
+        return Err(CtlError::refused(message));
+    }
+    out.line(format_args!("{} restarted", target::shown(key)))
+}
+
+async fn pause(key: &Key, paused: bool, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let (verb, word) = match paused {
+        true => ("rollout pause", "paused"),
+        false => ("rollout resume", "resumed"),
+    };
+    let set = |object: &mut Object| {
+        spec(object)?.paused = paused;
+        Ok(())
+    };
+    let already = match change::one(cluster, key, verb, false, set).await? {
+        true => "",
+        false => "already ",
+    };
+    out.line(format_args!("{} {already}{word}", target::shown(key)))
+}
+
+fn spec(object: &mut Object) -> Result<&mut DeploymentSpec, CtlError> {
+    match &mut object.object {
+        Some(Any::Deployment(deployment)) => Ok(deployment.spec.get_or_insert_default()),
+        _ => Err(CtlError::refused("the cluster answered with another kind")),
+    }
 }
 
 async fn history(key: &Key, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {

@@ -137,7 +137,7 @@ pub(crate) async fn run(args: Run, cluster: &Cluster, out: &mut Output) -> Resul
     let object = Object {
         object: Some(Any::Pod(pod)),
     };
-    let answer = apply::send(cluster, vec![object], "CREATE", dry_run)
+    let answer = apply::send(cluster, vec![object], "CREATE", "run", dry_run)
         .await
         .map_err(|status| cluster.error(status))?;
     for object in answer.results.into_iter().filter_map(|result| result.object) {

@@ -45,11 +45,18 @@ pub fn object(object: &mut Object) {
         Some(Any::Event(inner)) => text(&mut inner.r#type, "Normal"),
         Some(Any::Secret(inner)) => {
             text(&mut inner.r#type, SECRET_TYPE);
-            let written = std::mem::take(&mut inner.string_data);
-            let bytes = written.into_iter().map(|(key, value)| (key, value.into_bytes()));
-            inner.data.extend(bytes);
+            string_data(object);
         }
         Some(Any::Namespace(_) | Any::Node(_) | Any::ConfigMap(_)) | None => {}
+    }
+}
+
+/// Puts what a Secret says as text to its data.
+pub fn string_data(object: &mut Object) {
+    if let Some(Any::Secret(secret)) = &mut object.object {
+        let written = std::mem::take(&mut secret.string_data);
+        let bytes = written.into_iter().map(|(key, value)| (key, value.into_bytes()));
+        secret.data.extend(bytes);
     }
 }
 

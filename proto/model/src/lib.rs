@@ -6,8 +6,10 @@
 //! a manifest is dropped without a refusal that names its place.
 
 pub mod default;
+pub mod difference;
 pub mod image;
 mod kind;
+pub mod merge;
 pub mod name;
 pub mod object;
 pub mod quantity;

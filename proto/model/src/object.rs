@@ -2,11 +2,12 @@
 
 use std::sync::LazyLock;
 
+use prost_reflect::DynamicMessage;
 use proto::state::v1::Key;
 use proto::v1::object::Object as Any;
 use proto::v1::{ConfigMap, Deployment, Event, Namespace, Node, Object, ObjectMeta, Pod, ReplicaSet, Secret};
 
-use crate::Kind;
+use crate::{Kind, schema};
 
 /// What objects without metadata share.
 static NO_META: LazyLock<ObjectMeta> = LazyLock::new(ObjectMeta::default);
@@ -157,6 +158,16 @@ pub fn key_of(kind: Kind, namespace: &str, name: &str) -> Key {
         },
         name: name.to_owned(),
     }
+}
+
+/// An object that says nothing but its key.
+pub fn named(kind: Kind, namespace: &str, name: &str) -> Object {
+    let message = schema::message(&kind.message()).expect("the schema has every kind");
+    let mut object = schema::typed(DynamicMessage::new(message), kind);
+    let key = key_of(kind, namespace, name);
+    let meta = meta_mut(&mut object);
+    (meta.namespace, meta.name) = (key.namespace, key.name);
+    object
 }
 
 /// `pod/web`, as tables and messages show it.

@@ -47,6 +47,9 @@ pub struct Manifest {
     pub file: String,
     /// Line on which the object begins.
     pub line: u32,
+    /// Paths of fields that are written with nothing in them (`false`, `0`, `""`, `[]`, `null`): the object alone does not
+    /// tell them from fields that are not written. Maps are not among them: an empty one says nothing.
+    pub empty: Vec<String>,
     positions: HashMap<String, Position>,
 }
 

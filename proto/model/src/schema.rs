@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use prost_reflect::{DescriptorPool, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
+use proto::v1::Object;
+
+use crate::{Kind, object};
 
 /// Parsed on first use: it takes milliseconds and megabytes, which processes that only plan never spend.
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -12,6 +15,40 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// The descriptor of a message, by its full name.
 pub(crate) fn message(name: &str) -> Option<MessageDescriptor> {
     POOL.get_message_by_name(name)
+}
+
+/// The object itself, without the `Object` around it; none in an empty one.
+pub(crate) fn inner(object: &Object) -> Option<DynamicMessage> {
+    let mut any = DynamicMessage::new(message("bulkhead.v1.Object").expect("the schema has Object"));
+    any.transcode_from(object)
+        .expect("the descriptors are those of the type");
+    // The only field that is set is the object itself.
+    let field = any.fields().next().map(|(field, _)| field)?;
+    any.take_field(&field).and_then(|value| match value {
+        Value::Message(inner) => Some(inner),
+        _ => None,
+    })
+}
+
+/// The typed object that holds this message.
+pub(crate) fn typed(message: DynamicMessage, kind: Kind) -> Object {
+    let outer = self::message("bulkhead.v1.Object").expect("the schema has Object");
+    let field = outer
+        .fields()
+        .find(|field| {
+            field
+                .kind()
+                .as_message()
+                .is_some_and(|message| message.name() == kind.as_str())
+        })
+        .expect("Object holds every kind");
+    let mut any = DynamicMessage::new(outer);
+    any.set_field(&field, Value::Message(message));
+    let mut object: Object = any
+        .transcode_to()
+        .expect("the types were generated from the same descriptors");
+    object::set_type_meta(&mut object);
+    object
 }
 
 /// The name nearest to what was written, if one is near enough to be meant.

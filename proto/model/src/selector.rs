@@ -6,10 +6,17 @@ use std::fmt;
 use proto::v1::{LabelSelector, Object};
 use serde_json::Value;
 
-use crate::{name, write};
+use crate::{Kind, name, schema, write};
 
 /// Longest text of a selector: far above what a command line holds in practice.
 const TEXT_MAX: usize = 64 * 1024;
+
+/// Messages that are one text in JSON.
+const SCALARS: [&str; 3] = [
+    "bulkhead.v1.IntOrString",
+    "bulkhead.v1.Quantity",
+    "google.protobuf.Timestamp",
+];
 
 /// A text or message that is no selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -235,6 +242,42 @@ impl Fields {
         Ok(Fields { terms })
     }
 
+    /// Whether objects of this kind have these fields, as single values: else a misspelled path would mean nothing, or
+    /// everything.
+    pub fn fits(&self, kind: Kind) -> Result<(), SelectorError> {
+        self.terms.iter().try_for_each(|(path, ..)| {
+            let mut message = schema::message(&kind.message());
+            for (step, name) in path.iter().enumerate() {
+                let known = message
+                    .as_ref()
+                    .and_then(|message| message.get_field_by_name(name));
+                let Some(field) = known else {
+                    let names = message.iter().flat_map(|message| message.fields());
+                    let names: Vec<String> = names.map(|field| field.name().to_owned()).collect();
+                    let hint =
+                        schema::hint(schema::nearest(name, names.iter().map(String::as_str)).as_deref());
+                    let path = schema::shown(&path.join("."));
+                    return Err(refused(format!("a {kind} has no field `{path}`{hint}")));
+                };
+                let inner = field.kind().as_message().cloned();
+                // The end of a map's path is a key.
+                if field.is_map() && step + 2 == path.len() {
+                    return Ok(());
+                }
+                let single = !field.is_list() && !field.is_map();
+                let scalar = inner
+                    .as_ref()
+                    .is_none_or(|inner| SCALARS.contains(&inner.full_name()));
+                if step + 1 == path.len() && !(single && scalar) || step + 1 < path.len() && !single {
+                    let path = schema::shown(&path.join("."));
+                    return Err(refused(format!("`{path}` of a {kind} is not a single value")));
+                }
+                message = inner.filter(|_| !scalar);
+            }
+            Ok(())
+        })
+    }
+
     /// Whether it means everything.
     pub fn is_empty(&self) -> bool {
         self.terms.is_empty()
@@ -321,6 +364,36 @@ mod tests {
             assert!(Labels::parse(text).is_err(), "{text}");
         }
         assert!(Fields::parse("metadata.name").is_err());
+    }
+
+    #[test]
+    fn a_field_that_the_kind_does_not_have_is_refused() {
+        let told = |kind, text: &str| Fields::parse(text).unwrap().fits(kind).unwrap_err().to_string();
+        for (kind, text) in [
+            (Kind::Pod, ""),
+            (
+                Kind::Pod,
+                "metadata.name=x,spec.nodeName!=n1,status.phase=Running",
+            ),
+            (Kind::Pod, "metadata.creationTimestamp=x,metadata.labels.app=web"),
+            (Kind::Event, "involvedObject.name=x"),
+            (Kind::Secret, "type=Opaque"),
+        ] {
+            assert_eq!(Fields::parse(text).unwrap().fits(kind), Ok(()), "{text}");
+        }
+        assert_eq!(
+            told(Kind::Pod, "spec.nodename=n1"),
+            "a Pod has no field `spec.nodename`; did you mean `nodeName`?"
+        );
+        assert!(told(Kind::ConfigMap, "status.phase=x").contains("no field"));
+        for text in [
+            "spec.containers=x",
+            "spec.containers.name=x",
+            "spec=x",
+            "metadata.labels=x",
+        ] {
+            assert!(told(Kind::Pod, text).contains("not a single value"), "{text}");
+        }
     }
 
     #[test]

@@ -20,14 +20,7 @@ const ZEROS: [(&str, &str); 4] = [
 
 /// The object as JSON; null for an empty one.
 pub fn json(object: &Object) -> Value {
-    let outer = schema::message("bulkhead.v1.Object").expect("the schema has Object");
-    let mut any = DynamicMessage::new(outer);
-    any.transcode_from(object)
-        .expect("the descriptors are those of the type");
-    // The only field that is set is the object itself.
-    any.fields()
-        .next()
-        .map_or(Value::Null, |(_, value)| self::value(value))
+    schema::inner(object).map_or(Value::Null, |inner| message(&inner))
 }
 
 fn message(message: &DynamicMessage) -> Value {

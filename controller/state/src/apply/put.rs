@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prost::Message;
-use proto::state::v1::CreatePods;
+use proto::state::v1::{Apply, CreatePods};
 use proto::v1::object::Object as Any;
 use proto::v1::{
     DeploymentStatus, NamespaceStatus, NodeSpec, Object, ObjectMeta, OwnerReference, Pod, PodSpec, PodStatus,
@@ -15,7 +15,9 @@ use super::{Reason, Refusal, Trial, refuse, transaction};
 use crate::key::ObjectKey;
 use crate::qos;
 use crate::record::{PodRecord, Record, Status, Template};
-use crate::{NODE_LABELS, OBJECT_BYTES_MAX, OPERATIONS_MAX, REVISION_ANNOTATION};
+use crate::{
+    MANAGER_BYTES_MAX, MANAGERS_MAX, NODE_LABELS, OBJECT_BYTES_MAX, OPERATIONS_MAX, REVISION_ANNOTATION,
+};
 use model::{Kind, object};
 
 /// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
@@ -28,14 +30,51 @@ impl Trial {
         let Some(key) = ObjectKey::of(object) else {
             return refuse(Reason::Invalid, "the object is empty");
         };
-        check(&key, object)?;
-        match self.state.records.get(&key).cloned() {
-            None => self.create(&key, object)?,
-            Some(Record::Pod(pod)) => self.replace_pod(&key, &pod, object)?,
-            Some(Record::Whole(old)) => self.replace(&key, &old, object)?,
-        }
+        self.write(&key, object)?;
         self.show(&key);
         Ok(())
+    }
+
+    /// A put, and what was said beside it. The reply shows the object when it changed.
+    pub(super) fn apply_merged(&mut self, apply: &Apply) -> Result<(), Refusal> {
+        let (Some(object), Some(said)) = (&apply.object, &apply.said) else {
+            return refuse(Reason::Invalid, "the apply has no object, or not what was said");
+        };
+        let Some(key) = ObjectKey::of(object) else {
+            return refuse(Reason::Invalid, "the object is empty");
+        };
+        let manager = apply.manager.as_str();
+        if manager.is_empty() || manager.len() > MANAGER_BYTES_MAX {
+            let message = format!("the manager's name has from 1 to {MANAGER_BYTES_MAX} bytes");
+            return refuse(Reason::Invalid, message);
+        }
+        if said.object.is_none() || said.encoded_len() > OBJECT_BYTES_MAX {
+            return refuse(
+                Reason::Invalid,
+                format!("what was said of {key} is nothing, or too large"),
+            );
+        }
+        let revision = self.state.revision;
+        self.write(&key, object)?;
+        if !self.state.said.set(&key, manager, said) {
+            let message = format!(
+                "{key} is applied by {MANAGERS_MAX} managers already: apply it as one of them (--field-manager)"
+            );
+            return refuse(Reason::Invalid, message);
+        }
+        if self.state.revision != revision {
+            self.show(&key);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
+        check(key, object)?;
+        match self.state.records.get(key).cloned() {
+            None => self.create(key, object),
+            Some(Record::Pod(pod)) => self.replace_pod(key, &pod, object),
+            Some(Record::Whole(old)) => self.replace(key, &old, object),
+        }
     }
 
     fn create(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Refusal> {

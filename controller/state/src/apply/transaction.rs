@@ -2,18 +2,24 @@
 
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::precondition::Expect;
-use proto::state::v1::{Bind, Key, Precondition, Scale, Transaction};
+use proto::state::v1::{Bind, Command, Key, Precondition, Scale, Transaction};
 use proto::v1::object::Object as Any;
 use proto::v1::{Condition, Object};
 
 use super::{Reason, Refusal, Trial, refuse};
+use crate::history::Change;
 use crate::key::ObjectKey;
 use crate::record::{Record, Status};
+use crate::store::State;
 use crate::{OPERATIONS_MAX, conditions};
 use model::{Kind, object};
 
 impl Trial {
-    pub(super) fn transaction(&mut self, transaction: &Transaction) -> Result<(), Refusal> {
+    pub(super) fn transaction(
+        &mut self,
+        transaction: &Transaction,
+        command: &Command,
+    ) -> Result<(), Refusal> {
         if transaction.operations.len() > OPERATIONS_MAX || transaction.preconditions.len() > OPERATIONS_MAX {
             return refuse(
                 Reason::Invalid,
@@ -24,9 +30,36 @@ impl Trial {
             self.expect(precondition).map_err(|refusal| refusal.at(index))?;
         }
         for (index, operation) in transaction.operations.iter().enumerate() {
-            self.operation(operation.operation.as_ref())
+            self.noted(operation.operation.as_ref(), command)
                 .map_err(|refusal| refusal.at(index))?;
         }
+        Ok(())
+    }
+
+    /// Carries an operation out; what somebody makes of an object by it is noted.
+    fn noted(&mut self, operation: Option<&Op>, command: &Command) -> Result<(), Refusal> {
+        let about = operation.filter(|_| !command.actor.is_empty()).and_then(about);
+        // Pods have no history: they are many, and hardly anything of them can change.
+        let Some(key) = about.filter(|key| key.kind != Kind::Pod) else {
+            return self.operation(operation);
+        };
+        let object = |state: &State| {
+            let record = state.records.get(&key).filter(|record| !record.deleting());
+            record.map(|record| record.object(&key))
+        };
+        let before = object(&self.state);
+        self.operation(operation)?;
+        let after = object(&self.state);
+        let change = Change {
+            revision: self.state.revision,
+            time: command.time,
+            actor: &command.actor,
+            verb: &command.verb,
+            created: before.is_none(),
+        };
+        self.state
+            .history
+            .note(&key, before.as_ref(), after.as_ref(), &change);
         Ok(())
     }
 
@@ -62,7 +95,11 @@ impl Trial {
                 Some(object) => self.put(object),
                 None => refuse(Reason::Invalid, "the put has no object"),
             },
-            Some(Op::Delete(delete)) => self.delete(delete),
+            Some(Op::Apply(apply)) => self.apply_merged(apply),
+            Some(Op::Delete(delete)) => {
+                self.deleted.extend(delete.key.clone());
+                self.delete(delete)
+            }
             Some(Op::Bind(bind)) => self.bind(bind),
             Some(Op::SetStatus(set)) => self.set_status(set),
             Some(Op::Scale(scale)) => self.scale(scale),
@@ -142,6 +179,17 @@ impl Trial {
     pub(super) fn show(&mut self, key: &ObjectKey) {
         let object: Option<Object> = self.state.records.get(key).map(|record| record.object(key));
         self.objects.extend(object);
+    }
+}
+
+/// The object that somebody changes by an operation: those that only the cluster itself makes have none.
+fn about(operation: &Op) -> Option<ObjectKey> {
+    match operation {
+        Op::Put(put) => ObjectKey::of(put.object.as_ref()?),
+        Op::Apply(apply) => ObjectKey::of(apply.object.as_ref()?),
+        Op::Delete(delete) => ObjectKey::from_proto(delete.key.as_ref()?),
+        Op::Scale(scale) => ObjectKey::from_proto(scale.key.as_ref()?),
+        Op::Bind(_) | Op::SetStatus(_) | Op::Remove(_) | Op::CreatePods(_) => None,
     }
 }
 

@@ -6,6 +6,7 @@
 mod apply;
 mod cluster;
 mod deletion;
+mod history;
 mod properties;
 mod schedule;
 mod simulation;

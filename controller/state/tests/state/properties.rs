@@ -5,7 +5,8 @@ use prost::Message;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{
-    Bind, Command, CreatePods, DeleteOp, Key, NewPod, Operation, Put, Remove, Scale, SetStatus, Transaction,
+    Apply, Bind, Command, CreatePods, DeleteOp, Key, NewPod, Operation, Put, Remove, Scale, SetStatus,
+    Transaction,
 };
 use proto::v1::{Object, OwnerReference};
 use state::plan::{Lease, World};
@@ -95,6 +96,10 @@ fn any_operation() -> impl Strategy<Value = Op> {
     let propagation = prop::sample::select(vec!["", "Background", "Foreground", "Orphan"]);
     prop_oneof![
         6 => any_object().prop_map(|object| Op::Put(Put { object: Some(object) })),
+        3 => (any_object(), any_object(), 0..11_u32).prop_map(|(object, said, manager)| {
+            let manager = if manager == 10 { String::new() } else { format!("m{manager}") };
+            Op::Apply(Apply { object: Some(object), manager, said: Some(said) })
+        }),
         3 => (any_key(), any_uid(), propagation, prop::option::of(-1..40_i32)).prop_map(|(key, uid, propagation, grace)| {
             Op::Delete(DeleteOp {
                 key: Some(key),
@@ -136,8 +141,10 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => Just(Body::Settings(settings())),
     ];
     let id = prop::option::weighted(0.3, 0..8_u32);
-    (kind, id, 0..100_000_i64).prop_map(|(kind, id, now)| {
+    let actor = prop::sample::select(vec!["", "", "ada", "bob"]);
+    (kind, id, actor, 0..100_000_i64).prop_map(|(kind, id, actor, now)| {
         let mut command = command(now, kind);
+        command.actor = actor.to_owned();
         command.request_id = id.map(|id| id.to_string()).unwrap_or_default();
         command
     })

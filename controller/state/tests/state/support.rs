@@ -26,10 +26,10 @@ pub(crate) fn time(millis: i64) -> Timestamp {
 
 pub(crate) fn command(now: i64, kind: Body) -> Command {
     Command {
-        request_id: String::new(),
         time: Some(time(now)),
         level: 1,
         kind: Some(kind),
+        ..Default::default()
     }
 }
 

@@ -2,9 +2,6 @@
 
 use std::rc::Rc;
 
-use prost_reflect::{DynamicMessage, Value as Field};
-use proto::v1::Object;
-
 use super::tree::{Node, Value};
 use super::walk::{self, Walk};
 use super::{
@@ -111,12 +108,12 @@ impl Reader<'_> {
         let inner = schema::message(&kind.message()).expect("the schema has every kind");
         let mut walk = Walk::new(&inner, &mut self.nodes);
         let message = walk.message(root, &inner);
-        let (positions, refused) = (walk.positions, walk.refusals);
+        let (positions, refused, empty) = (walk.positions, walk.refusals, walk.empty);
         for (at, path, message) in &refused {
             self.refusals.push(refusal(self.file, *at, path, message.clone()));
         }
         let Some(message) = message else { return };
-        let mut object = typed(message, kind);
+        let mut object = schema::typed(message, kind);
         if !kind.namespaced() {
             // Kubernetes clears it too: tools write the namespace into everything, the Namespace itself included.
             object::meta_mut(&mut object).namespace.clear();
@@ -140,6 +137,7 @@ impl Reader<'_> {
             object,
             file: self.file.to_owned(),
             line: root.at.line,
+            empty,
             positions,
         });
     }
@@ -149,25 +147,4 @@ impl Reader<'_> {
 fn below(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor)
         .is_some_and(|rest| rest.is_empty() || ancestor.is_empty() || rest.starts_with(['.', '[']))
-}
-
-/// The typed object that holds this message.
-fn typed(message: DynamicMessage, kind: Kind) -> Object {
-    let outer = schema::message("bulkhead.v1.Object").expect("the schema has Object");
-    let field = outer
-        .fields()
-        .find(|field| {
-            field
-                .kind()
-                .as_message()
-                .is_some_and(|message| message.name() == kind.as_str())
-        })
-        .expect("Object holds every kind");
-    let mut any = DynamicMessage::new(outer);
-    any.set_field(&field, Field::Message(message));
-    let mut object: Object = any
-        .transcode_to()
-        .expect("the types were generated from the same descriptors");
-    object::set_type_meta(&mut object);
-    object
 }

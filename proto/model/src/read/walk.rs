@@ -47,6 +47,8 @@ pub(super) struct Walk<'a> {
     pub(super) positions: HashMap<String, Position>,
     /// Place, path, message.
     pub(super) refusals: Vec<(Position, String, String)>,
+    /// Fields that are written and say nothing in a message.
+    pub(super) empty: Vec<String>,
     /// The object's own message, for fields that stand in the wrong place.
     root: &'a MessageDescriptor,
     /// Values looked at in the whole file.
@@ -59,6 +61,7 @@ impl<'a> Walk<'a> {
             path: String::new(),
             positions: HashMap::new(),
             refusals: Vec::new(),
+            empty: Vec::new(),
             root,
             nodes,
         }
@@ -126,6 +129,9 @@ impl<'a> Walk<'a> {
                 continue;
             };
             if entry.value.is_null() {
+                let length = self.enter(&entry.key, entry.at);
+                self.empty.push(self.path.clone());
+                self.path.truncate(length);
                 continue;
             }
             let at = if matches!(entry.value.value, Value::Scalar { .. }) {
@@ -136,6 +142,9 @@ impl<'a> Walk<'a> {
             let length = self.enter(&entry.key, at);
             if let Some(value) = self.field(&entry.value, &field) {
                 message.set_field(&field, value);
+                if !message.has_field(&field) && !field.is_map() {
+                    self.empty.push(self.path.clone());
+                }
             }
             self.path.truncate(length);
         }
