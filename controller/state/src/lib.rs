@@ -17,6 +17,7 @@ mod key;
 pub mod plan;
 mod qos;
 mod quantity;
+pub mod rbac;
 mod record;
 mod replies;
 pub mod schedule;

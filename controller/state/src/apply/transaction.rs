@@ -9,7 +9,7 @@ use proto::v1::{Condition, Object};
 use super::{Reason, Refusal, Trial, refuse};
 use crate::key::ObjectKey;
 use crate::record::{Record, Status};
-use crate::{OPERATIONS_MAX, conditions};
+use crate::{OPERATIONS_MAX, conditions, rbac};
 use model::{Kind, object};
 
 impl Trial {
@@ -23,11 +23,46 @@ impl Trial {
         for (index, precondition) in transaction.preconditions.iter().enumerate() {
             self.expect(precondition).map_err(|refusal| refusal.at(index))?;
         }
+        let mut accounts = Vec::new();
         for (index, operation) in transaction.operations.iter().enumerate() {
+            accounts.extend(
+                self.new_account_use(operation.operation.as_ref())
+                    .map(|used| (index, used)),
+            );
             self.operation(operation.operation.as_ref())
                 .map_err(|refusal| refusal.at(index))?;
         }
+        // At the end: a manifest may have the pod first.
+        for (index, used) in accounts {
+            self.require_account(&used).map_err(|refusal| refusal.at(index))?;
+        }
         Ok(())
+    }
+
+    /// The service account of a pod that this operation creates.
+    fn new_account_use(&self, operation: Option<&Op>) -> Option<ObjectKey> {
+        let Some(Op::Put(put)) = operation else {
+            return None;
+        };
+        let object = put.object.as_ref()?;
+        let Some(Any::Pod(pod)) = &object.object else {
+            return None;
+        };
+        let key = ObjectKey::of(object)?;
+        let name = &pod.spec.as_ref()?.service_account_name;
+        let new = !self.state.records.contains_key(&key);
+        new.then(|| ObjectKey::new(Kind::ServiceAccount, &key.namespace, name))
+    }
+
+    /// Kubernetes refuses such a pod too (its ServiceAccount admission).
+    pub(super) fn require_account(&self, account: &ObjectKey) -> Result<(), Refusal> {
+        match self.state.has_account(&account.namespace, &account.name) {
+            true => Ok(()),
+            false => refuse(
+                Reason::Forbidden,
+                rbac::no_account(&account.namespace, &account.name),
+            ),
+        }
     }
 
     fn expect(&self, precondition: &Precondition) -> Result<(), Refusal> {

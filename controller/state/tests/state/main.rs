@@ -7,6 +7,7 @@ mod apply;
 mod cluster;
 mod deletion;
 mod properties;
+mod rbac;
 mod schedule;
 mod simulation;
 mod status;
