@@ -103,10 +103,7 @@ impl Access {
 /// As a refusal says it: `delete deployments.apps web in namespace shop`.
 impl std::fmt::Display for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.verb, self.resource)?;
-        if !self.group.is_empty() {
-            write!(f, ".{}", self.group)?;
-        }
+        write!(f, "{} {}", self.verb, with_group(&self.resource, &self.group))?;
         if !self.name.is_empty() {
             write!(f, " {}", self.name)?;
         }
@@ -114,6 +111,15 @@ impl std::fmt::Display for Access {
             "" => Ok(()),
             namespace => write!(f, " in namespace {namespace}"),
         }
+    }
+}
+
+/// As kubectl shows it: `deployments.apps/scale`.
+fn with_group(resource: &str, group: &str) -> String {
+    match (group, resource.split_once('/')) {
+        ("", _) => resource.to_owned(),
+        (group, Some((resource, part))) => format!("{resource}.{group}/{part}"),
+        (group, None) => format!("{resource}.{group}"),
     }
 }
 

@@ -163,9 +163,13 @@ fn rules(out: &mut Output, rules: &[PolicyRule]) -> Result<(), CtlError> {
     for rule in rules {
         let mut resources = Vec::new();
         for group in &rule.api_groups {
-            resources.extend(rule.resources.iter().map(|resource| match group.as_str() {
-                "" => resource.clone(),
-                group => format!("{resource}.{group}"),
+            // A part of it stands behind the group, as kubectl has it: deployments.apps/scale.
+            resources.extend(rule.resources.iter().map(|resource| {
+                match (group.as_str(), resource.split_once('/')) {
+                    ("", _) => resource.clone(),
+                    (group, Some((resource, part))) => format!("{resource}.{group}/{part}"),
+                    (group, None) => format!("{resource}.{group}"),
+                }
             }));
         }
         if resources.is_empty() {

@@ -9,7 +9,10 @@ use refusals::check;
 
 /// As the API has it.
 fn read(text: &str) -> Object {
-    let mut object = manifests("f.yaml", text.as_bytes()).unwrap().remove(0).object;
+    let mut object = manifests("f.yaml", text.as_bytes())
+        .expect("a manifest")
+        .remove(0)
+        .object;
     default::object(&mut object);
     assert_eq!(validate::object(&object), [], "{text}");
     object

@@ -2,7 +2,7 @@
 
 use proto::v1::PolicyRule;
 
-use super::{has, has_resource};
+use super::{has, has_resource, with_group};
 
 /// Single rights that the rules of one role are taken apart into: each is compared with every rule that is held. A role for
 /// fifty resources with ten verbs has 500; what has more is refused.
@@ -122,13 +122,8 @@ fn shown(part: &Part<'_>) -> String {
             resource,
             name,
         } => {
-            let group = if group.is_empty() {
-                String::new()
-            } else {
-                format!(".{group}")
-            };
             let name = name.map_or_else(String::new, |name| format!(" {name}"));
-            format!("{} {resource}{group}{name}", part.verb)
+            format!("{} {}{name}", part.verb, with_group(resource, group))
         }
     }
 }
