@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "meta.proto",
     "pod.proto",
+    "rbac.proto",
     "workload.proto",
     "core.proto",
     "state.proto",

@@ -19,7 +19,7 @@ use state::{OPERATIONS_MAX, SCHEMA_LEVEL, State};
 
 use crate::api::status::{Reason, by_state, refusal};
 use item::{Admission, Admitted};
-pub(crate) use results::results;
+pub(crate) use results::{made_uid, results};
 
 /// Reasons of the state itself that are looked for: each costs a trial of the whole transaction.
 const TRIALS_MAX: usize = 16;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures_util::stream::{self, FuturesUnordered};
 use futures_util::{Stream, StreamExt};
 use rpc::v1::relay_client::RelayClient;
-use rpc::v1::{CallDown, CallOpen, CarryDown, CarryUp, Open, call_down, carry_up, open};
+use rpc::v1::{CallDown, CallOpen, CallerIdentity, CarryDown, CarryUp, Open, call_down, carry_up, open};
+use state::rbac::Who;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -47,14 +48,20 @@ impl Calls {
     }
 
     /// Begins a call at a node; UNAVAILABLE when it has no session anywhere or does not answer in time.
-    pub(crate) async fn open(&self, node: &str, call: open::Call, pod_uid: &str) -> Result<Call, Status> {
+    pub(crate) async fn open(
+        &self,
+        who: &Who,
+        node: &str,
+        call: open::Call,
+        pod_uid: &str,
+    ) -> Result<Call, Status> {
         let open = Open {
             call_id: new_uuid(),
             pod_uid: pod_uid.to_owned(),
             call: Some(call),
         };
         match self.open_here(node, open.clone()).await {
-            Err(status) if status.code() == Code::NotFound => self.open_elsewhere(node, open).await,
+            Err(status) if status.code() == Code::NotFound => self.open_elsewhere(who, node, open).await,
             opened => opened,
         }
     }
@@ -75,12 +82,12 @@ impl Calls {
     }
 
     /// Asks every other member at once: one of them may hold the session.
-    async fn open_elsewhere(&self, node: &str, open: Open) -> Result<Call, Status> {
+    async fn open_elsewhere(&self, who: &Who, node: &str, open: Open) -> Result<Call, Status> {
         let members = self.node.members().into_iter().map(|info| info.id);
         let others: Vec<MemberId> = members.filter(|id| *id != self.node.id()).collect();
         let mut tries: FuturesUnordered<_> = others
             .into_iter()
-            .map(|id| self.open_at(id, node, open.clone()))
+            .map(|id| self.open_at(id, who, node, open.clone()))
             .collect();
         let mut failed = Status::unavailable(format!(
             "node {node} has no session with any controller: its agent is not running or can't reach them"
@@ -102,7 +109,7 @@ impl Calls {
         Err(failed)
     }
 
-    async fn open_at(&self, id: MemberId, node: &str, open: Open) -> Result<Call, Status> {
+    async fn open_at(&self, id: MemberId, who: &Who, node: &str, open: Open) -> Result<Call, Status> {
         let unusable = || Status::not_found(format!("controller {id} can't be reached"));
         let channel: Channel = self
             .node
@@ -112,6 +119,10 @@ impl Calls {
         let open = CallOpen {
             node: node.to_owned(),
             open: Some(open),
+            caller: Some(CallerIdentity {
+                name: who.name.clone(),
+                groups: who.groups.clone(),
+            }),
         };
         let (begin, begun) = oneshot::channel();
         let mut client = RelayClient::new(channel);

@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod audit;
 mod calls;
 mod clock;
 mod drive;

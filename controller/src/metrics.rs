@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::audit::Audit;
 use crate::raft::Node;
 use crate::session::Sessions;
 
@@ -54,6 +55,7 @@ pub(crate) struct Sources {
     pub(crate) node: Node,
     pub(crate) sessions: Sessions,
     pub(crate) gauges: Arc<Gauges>,
+    pub(crate) audit: Audit,
 }
 
 /// Answers until the task is aborted.
@@ -118,6 +120,7 @@ fn metrics(
         node,
         sessions,
         gauges,
+        audit,
     }: &Sources,
 ) -> String {
     let progress = node.progress();
@@ -157,6 +160,11 @@ fn metrics(
             "bulkhead_pods_unplaced",
             "Pods that no node can take, on the leader",
             gauges.unplaced.load(Ordering::Relaxed),
+        ),
+        (
+            "bulkhead_audit_lines_lost",
+            "Lines of the audit log that could not be written",
+            audit.lost(),
         ),
         (
             "bulkhead_drive_passes",

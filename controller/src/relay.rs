@@ -6,14 +6,18 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use rpc::v1::relay_server::{Relay, RelayServer};
 use rpc::v1::{
-    CallDown, CarryDown, CarryUp, EventReports, RecordEventsResponse, RenewLeasesRequest,
-    RenewLeasesResponse, call_down,
+    CallDown, CallerIdentity, CarryDown, CarryUp, EventReports, Open, RecordEventsResponse,
+    RenewLeasesRequest, RenewLeasesResponse, call_down,
 };
+use state::rbac::Who;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::api::access;
+use crate::api::admit::check_again;
+use crate::api::status::reading;
 use crate::calls::{Call, Calls};
 use crate::events::Events;
 use crate::leases::Leases;
@@ -55,6 +59,30 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Who may not do it by what this member knows does not do it by way of another one that knows less.
+    async fn authorize_again(&self, caller: Option<CallerIdentity>, asked: &Open) -> Result<(), Status> {
+        let Some(caller) = caller else {
+            return Err(Status::permission_denied(
+                "the controller that passes the call on does not say whose it is: upgrade it",
+            ));
+        };
+        let who = Who::authenticated(caller.name, &caller.groups);
+        if who.is_admin() {
+            return Ok(());
+        }
+        let call = asked
+            .call
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("open has no call"))?;
+        let state = self.node.read().await.map_err(reading)?;
+        let Some(access) = access::passed_on(&state, call, &asked.pod_uid) else {
+            return Err(Status::unavailable("the pod of this call is not there"));
+        };
+        check_again(&state, &who, &access)
+    }
+}
+
 #[tonic::async_trait]
 impl Relay for Service {
     type CallStream = Pin<Box<dyn Stream<Item = Result<CarryUp, Status>> + Send>>;
@@ -82,6 +110,7 @@ impl Relay for Service {
         let asked = open
             .open
             .ok_or_else(|| Status::invalid_argument("open is empty"))?;
+        self.authorize_again(open.caller, &asked).await?;
         let Call { up, down } = self.calls.open_here(&open.node, asked).await?;
         let (give_up, given_up) = oneshot::channel();
         tokio::spawn(feed(frames, down, give_up));

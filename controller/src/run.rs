@@ -15,6 +15,7 @@ use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use crate::audit::Audit;
 use crate::calls::Calls;
 use crate::drive::Drive;
 use crate::events::Events;
@@ -159,14 +160,16 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         live.clone()
             .keep(move |now| authority.issue(&subject, now), unix_now)
     });
+    let audit = places.open_audit(&identity.name)?;
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
     let dropping = tokio::spawn(storage_keys::drop_unused(places, keys));
     let mut loops = JoinSet::new();
-    let routes = parts.start(&node, authority, &mut loops, stopped.clone());
+    let routes = parts.start(&node, authority, audit.clone(), &mut loops, stopped.clone());
     let sources = Sources {
         node: node.clone(),
         sessions: parts.sessions.clone(),
         gauges: parts.gauges.clone(),
+        audit,
     };
     loops.spawn(metrics::serve(metrics_listener, sources));
     let api_tls = Arc::new(live.server_config(&ca, ClientAuth::Optional)?);
@@ -263,6 +266,7 @@ impl Parts {
         &self,
         node: &Node,
         authority: Arc<Authority>,
+        audit: Audit,
         loops: &mut JoinSet<()>,
         stopped: watch::Receiver<bool>,
     ) -> Routes {
@@ -279,10 +283,9 @@ impl Parts {
         loops.spawn(leases::forward(renewed, node.clone(), self.leases.clone()));
         loops.spawn(self.sessions.reports().clone().propose(node.clone()));
         loops.spawn(self.events.clone().forward(node.clone()));
-        let join = JoinServer::new(JoinService::new(node.clone(), authority.clone()));
-        let ca_sha256 = authority.sha256();
+        let join = JoinServer::new(JoinService::new(node.clone(), authority.clone(), audit.clone()));
         let (events, calls) = (self.events.clone(), self.calls.clone());
-        api::routes(node.clone(), events, calls, ca_sha256, stopped)
+        api::routes(node.clone(), events, calls, authority.clone(), audit, stopped)
             .add_service(join)
             .add_service(session::server(desk, authority))
     }

@@ -8,6 +8,7 @@
 //! | `CONFIG/admin.yaml`     | client configuration of the first administrator (`init` only) |
 //! | `DATA/member.json`      | who this member is; written last, so that a crash starts over |
 //! | `DATA/log`, `snapshots` | the Raft log and snapshot                                     |
+//! | `DATA/audit`            | the audit log, see `audit.rs`                                 |
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,6 +23,7 @@ use rpc::v1::JoinMemberRequest;
 use rpc::v1::join_client::JoinClient;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Audit;
 use crate::raft::{Member, MemberId, Node, NodeConfig, ProposeError, StartError};
 use crate::security::ca::{Authority, CaError, Subject};
 use crate::security::live::LiveCertificate;
@@ -179,6 +181,16 @@ impl Places {
             })
         };
         Ok((open("log")?, open("snapshots")?))
+    }
+
+    /// The audit log of the member of this name.
+    pub(crate) fn open_audit(&self, member: &str) -> Result<Audit, SetupError> {
+        let path = self.data.join("audit");
+        Audit::open(&path, member).map_err(|source| SetupError::Io {
+            what: "open",
+            path,
+            source,
+        })
     }
 
     /// Reads who this member is.

@@ -95,7 +95,8 @@ impl Look<'_> {
             Some(Any::ReplicaSet(set)) => self.replica_set(set),
             Some(Any::Node(node)) => self.node(node),
             Some(Any::Namespace(namespace)) => self.namespace(namespace),
-            Some(Any::ConfigMap(_) | Any::Secret(_) | Any::Event(_)) | None => Vec::new(),
+            // The others are as they are.
+            _ => Vec::new(),
         };
         causes.extend(self.leaving_namespace(object));
         causes

@@ -102,6 +102,8 @@ enum Verb {
     Image(verb::image::Image),
     /// Create, list and revoke join tokens
     Token(verb::token::Token),
+    /// Issue certificates for people, say who may do what
+    Auth(verb::auth::Auth),
     /// Show the cluster's members
     Cluster(verb::members::ClusterVerb),
     /// Show and choose contexts
@@ -178,6 +180,7 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
         Verb::Inspect(args) => verb::inspect::run(args, &open()?, out).await,
         Verb::Image(args) => verb::image::run(args, &open()?, out).await,
         Verb::Token(args) => verb::token::run(args, &open()?, out).await,
+        Verb::Auth(args) => verb::auth::run(args, &open()?, &path, out).await,
         Verb::Cluster(args) => verb::members::run(args, &open()?, out).await,
         Verb::Config(args) => verb::contexts::run(args, &path, out),
         Verb::Dev(args) => dev::run(args, path, out).await,

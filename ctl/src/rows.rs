@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use model::{Kind, object, write};
 use proto::v1::object::Object as Any;
-use proto::v1::{ConfigMap, Container, Deployment, Event, LabelSelector, Node, Object, Pod, ReplicaSet};
+use proto::v1::{
+    ConfigMap, Container, Deployment, Event, LabelSelector, Node, Object, Pod, ReplicaSet, RoleRef, Subject,
+};
 
 use crate::age;
 use crate::error::CtlError;
@@ -41,6 +43,11 @@ pub(crate) fn heading(kind: Kind, wide: bool) -> Vec<&'static str> {
         Kind::Namespace => (&["NAME", "STATUS", "AGE"], &[]),
         Kind::ConfigMap => (&["NAME", "DATA", "AGE"], &[]),
         Kind::Secret => (&["NAME", "TYPE", "DATA", "AGE"], &[]),
+        Kind::ServiceAccount => (&["NAME", "AGE"], &[]),
+        Kind::Role | Kind::ClusterRole => (&["NAME", "CREATED AT"], &[]),
+        Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            (&["NAME", "ROLE", "AGE"], &["USERS", "GROUPS", "SERVICEACCOUNTS"])
+        }
         Kind::Event => (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &[]),
     };
     let mut heading = narrow.to_vec();
@@ -75,6 +82,13 @@ pub(crate) fn cells(object: &Object, wide: bool) -> Vec<String> {
         }
         Some(Any::ConfigMap(it)) => vec![name, data_count(it).to_string(), age],
         Some(Any::Secret(it)) => vec![name, it.r#type.clone(), it.data.len().to_string(), age],
+        Some(Any::ServiceAccount(_)) => vec![name, age],
+        Some(Any::Role(_) | Any::ClusterRole(_)) => {
+            let created = meta.creation_timestamp.as_ref();
+            vec![name, created.map_or_else(String::new, age::stamp)]
+        }
+        Some(Any::RoleBinding(it)) => binding(name, it.role_ref.as_ref(), &it.subjects, age, wide),
+        Some(Any::ClusterRoleBinding(it)) => binding(name, it.role_ref.as_ref(), &it.subjects, age, wide),
         Some(Any::Event(it)) => event(it),
         None => vec![name],
     }
@@ -217,6 +231,28 @@ pub(crate) fn end_text(ended: &proto::v1::ContainerStateTerminated) -> String {
         text.push_str(ended.message.trim());
     }
     text
+}
+
+fn binding(
+    name: String,
+    role: Option<&RoleRef>,
+    subjects: &[Subject],
+    age: String,
+    wide: bool,
+) -> Vec<String> {
+    let role = role.map_or_else(String::new, |role| format!("{}/{}", role.kind, role.name));
+    let mut cells = vec![name, role, age];
+    if wide {
+        for kind in ["User", "Group", "ServiceAccount"] {
+            let of_kind = subjects.iter().filter(|subject| subject.kind == kind);
+            let shown = of_kind.map(|subject| match subject.namespace.as_str() {
+                "" => subject.name.clone(),
+                namespace => format!("{namespace}/{}", subject.name),
+            });
+            cells.push(shown.collect::<Vec<_>>().join(", "));
+        }
+    }
+    cells
 }
 
 fn deployment(deployment: &Deployment, name: String, age: String, wide: bool) -> Vec<String> {

@@ -7,13 +7,14 @@ mod scalar;
 mod secret;
 
 /// The newest schema level that this version can apply and read: commands, snapshots and agents say theirs. It rises with
-/// what an older version would not understand; 2: Secrets; 3: batches, merging applies, history.
+/// what an older version would not understand; 2: Secrets; 3: batches, merging applies, history, service accounts, roles and
+/// bindings.
 pub const SCHEMA_LEVEL: u32 = 3;
 
 /// A point in time, as objects and commands carry it.
 pub use pbjson_types::Timestamp;
 
-/// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Secret, Event.
+/// Objects: Namespace, Node, Pod, Deployment, ReplicaSet, ConfigMap, Secret, ServiceAccount, Event, and the kinds of RBAC.
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::unwrap_used)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/bulkhead.v1.rs"));

@@ -276,7 +276,7 @@ async fn write(access: &Access, name: &str, bytes: usize) {
         object: Some(Object {
             object: Some(object::Object::ConfigMap(config_map)),
         }),
-        mode: String::new(),
+        ..Default::default()
     };
     let request = ApplyRequest {
         items: vec![item],

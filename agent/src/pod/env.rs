@@ -172,6 +172,14 @@ fn field(path: &str, sources: &Sources<'_>) -> Result<String, EnvError> {
         "metadata.namespace" => meta.namespace,
         "metadata.uid" => meta.uid,
         "spec.nodeName" => sources.node_name.to_owned(),
+        "spec.serviceAccountName" => {
+            let spec = sources.pod.spec.as_ref();
+            // Who was told of the pod by an older controller was told of none.
+            match spec.map_or("", |spec| spec.service_account_name.as_str()) {
+                "" => model::default::SERVICE_ACCOUNT.to_owned(),
+                name => name.to_owned(),
+            }
+        }
         "status.hostIP" | "status.hostIPs" => sources.host_ip.clone(),
         "status.podIP" | "status.podIPs" => sources.pod_ip.clone(),
         _ => {

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use state::State;
 
 /// The uid of the object that this item of this request makes.
-pub(super) fn made_uid(request: &str, item: usize) -> String {
+pub(crate) fn made_uid(request: &str, item: usize) -> String {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest("uid", request, item, 0)[..16]);
     name::uid(bytes)

@@ -9,8 +9,10 @@ use prost::Message;
 use proto::state::v1::command::Kind as Body;
 use rpc::v1::{ApplyRequest, ApplyResponse, Refusal};
 use state::State;
+use state::rbac::Who;
 use tonic::Status;
 
+use super::admit;
 use super::status::refused;
 use super::{ATTEMPTS_MAX, By, Service, answered, attempt_id, blocking, contended, request_id};
 use crate::admission::{self, Asked, Decision};
@@ -27,13 +29,10 @@ impl Service {
     pub(super) async fn do_apply(
         &self,
         mut request: ApplyRequest,
-        actor: String,
+        who: &Who,
     ) -> Result<ApplyResponse, Status> {
         let id = request_id(&request.request_id)?;
-        let by = By {
-            actor,
-            verb: verb(&request)?,
-        };
+        let by = By::new(who, &verb(&request)?);
         if request.manager.is_empty() {
             MANAGER.clone_into(&mut request.manager);
         }
@@ -65,6 +64,7 @@ impl Service {
                     (state, decision)
                 }
             };
+            admit::check_apply(&state, who, &request, &decision.results)?;
             if request.dry_run || decision.transaction.operations.is_empty() {
                 return Ok(ApplyResponse {
                     results: decision.results,

@@ -1,4 +1,4 @@
-//! Who may call what: one table of every call of every service.
+//! Who may make which call at all: one table of every call of every service. What users may do with a call is in `access.rs`.
 
 use http::Extensions;
 use tonic::Status;
@@ -12,8 +12,8 @@ use crate::security::unix_now;
 pub(crate) enum Callers {
     /// Anyone who can connect: the call itself asks for a token.
     Anyone,
-    /// People of the administrators' group, and programs of theirs.
-    Admins,
+    /// People, and programs of theirs, as far as roles let them.
+    Users,
     /// Agents, each for its own node.
     Nodes,
     /// Controllers.
@@ -24,7 +24,7 @@ impl Callers {
     fn include(self, identity: &Identity) -> bool {
         match self {
             Self::Anyone => true,
-            Self::Admins => identity.is_admin(),
+            Self::Users => matches!(identity, Identity::User { .. }),
             Self::Nodes => matches!(identity, Identity::Node(_)),
             Self::Members => matches!(identity, Identity::Member(_)),
         }
@@ -33,7 +33,7 @@ impl Callers {
     fn describe(self) -> &'static str {
         match self {
             Self::Anyone => "anyone",
-            Self::Admins => "administrators",
+            Self::Users => "users",
             Self::Nodes => "nodes",
             Self::Members => "controllers",
         }
@@ -42,29 +42,32 @@ impl Callers {
 
 /// Every call: service, method, who may.
 const TABLE: &[(&str, &str, Callers)] = &[
-    ("Api", "Apply", Callers::Admins),
-    ("Api", "Get", Callers::Admins),
-    ("Api", "List", Callers::Admins),
-    ("Api", "Watch", Callers::Admins),
-    ("Api", "Delete", Callers::Admins),
-    ("Api", "Scale", Callers::Admins),
-    ("Api", "SetSchedulable", Callers::Admins),
-    ("Api", "Rollback", Callers::Admins),
-    ("Api", "Why", Callers::Admins),
-    ("Api", "History", Callers::Admins),
-    ("Api", "Undo", Callers::Admins),
-    ("Api", "Logs", Callers::Admins),
-    ("Api", "Exec", Callers::Admins),
-    ("Api", "Inspect", Callers::Admins),
-    ("Api", "Describe", Callers::Admins),
-    ("Api", "ImportImage", Callers::Admins),
-    ("Api", "ListImages", Callers::Admins),
-    ("Api", "CreateToken", Callers::Admins),
-    ("Api", "ListTokens", Callers::Admins),
-    ("Api", "RevokeToken", Callers::Admins),
-    ("Api", "Members", Callers::Admins),
-    ("Api", "RemoveMember", Callers::Admins),
-    ("Api", "Version", Callers::Admins),
+    ("Api", "Apply", Callers::Users),
+    ("Api", "Get", Callers::Users),
+    ("Api", "List", Callers::Users),
+    ("Api", "Watch", Callers::Users),
+    ("Api", "Delete", Callers::Users),
+    ("Api", "Scale", Callers::Users),
+    ("Api", "SetSchedulable", Callers::Users),
+    ("Api", "Rollback", Callers::Users),
+    ("Api", "Why", Callers::Users),
+    ("Api", "History", Callers::Users),
+    ("Api", "Undo", Callers::Users),
+    ("Api", "Logs", Callers::Users),
+    ("Api", "Exec", Callers::Users),
+    ("Api", "Inspect", Callers::Users),
+    ("Api", "Describe", Callers::Users),
+    ("Api", "ImportImage", Callers::Users),
+    ("Api", "ListImages", Callers::Users),
+    ("Api", "CreateToken", Callers::Users),
+    ("Api", "ListTokens", Callers::Users),
+    ("Api", "RevokeToken", Callers::Users),
+    ("Api", "Members", Callers::Users),
+    ("Api", "RemoveMember", Callers::Users),
+    ("Api", "Version", Callers::Users),
+    ("Api", "IssueCertificate", Callers::Users),
+    ("Api", "ReviewAccess", Callers::Users),
+    ("Api", "WhoAmI", Callers::Users),
     ("Join", "JoinNode", Callers::Anyone),
     ("Join", "JoinMember", Callers::Anyone),
     ("Node", "Session", Callers::Nodes),
@@ -82,21 +85,6 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Relay", "RenewLeases", Callers::Members),
     ("Relay", "Call", Callers::Members),
     ("Relay", "RecordEvents", Callers::Members),
-];
-
-/// Calls that change something or enter a container: each is noted with who made it.
-const NOTED: &[&str] = &[
-    "Apply",
-    "Delete",
-    "Scale",
-    "SetSchedulable",
-    "Rollback",
-    "Undo",
-    "Exec",
-    "ImportImage",
-    "CreateToken",
-    "RevokeToken",
-    "RemoveMember",
 ];
 
 /// Who may make the call of this path, `/bulkhead.rpc.v1.Api/Get`. None: there is no such call.
@@ -121,9 +109,6 @@ pub(crate) fn check(path: &str, extensions: &Extensions) -> Result<Identity, Sta
         .current(unix_now())
         .map_err(|expired| Status::unauthenticated(expired.to_string()))?;
     allow(path, callers, identity)?;
-    if NOTED.iter().any(|noted| path.ends_with(&format!(".Api/{noted}"))) {
-        tracing::info!(target: "audit", caller = %identity, address = %caller.address, call = path);
-    }
     Ok(identity.clone())
 }
 
@@ -186,7 +171,8 @@ mod tests {
                 matches!(*service, "Raft" | "Relay" | "Join"),
                 "{path}"
             );
-            assert_eq!(may(&user), *service == "Join", "{path}");
+            // Roles say what they may.
+            assert_eq!(may(&user), matches!(*service, "Api" | "Join"), "{path}");
             assert_eq!(may(&Identity::Anonymous), *service == "Join", "{path}");
         }
     }
@@ -194,7 +180,7 @@ mod tests {
     #[test]
     fn who_shows_no_certificate_is_told_so() {
         let refused = |identity| {
-            allow("/bulkhead.rpc.v1.Api/Get", Callers::Admins, &identity)
+            allow("/bulkhead.rpc.v1.Api/Get", Callers::Users, &identity)
                 .unwrap_err()
                 .code()
         };

@@ -13,12 +13,14 @@ use rpc::v1::{
     CarryDown, CarryUp, DescribeResponse, ExecInput, ExecOutput, InspectResponse, LogChunk, LogsRequest,
     PodRef, carry_down, open,
 };
+use state::rbac::Who;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
-use super::Service;
+use super::admit::{self, Asker};
 use super::delete::missing;
 use super::status::{Reason, refused_one};
+use super::{Service, access};
 use crate::calls::Call;
 
 /// A client says within this time what its call is about.
@@ -82,6 +84,7 @@ impl Service {
 
     pub(super) async fn do_logs(
         &self,
+        who: &Who,
         request: LogsRequest,
     ) -> Result<BoxStream<'static, Result<LogChunk, Status>>, Status> {
         if request.tail_lines < -1 {
@@ -92,7 +95,7 @@ impl Service {
         let place = self.place(request.pod.as_ref()).await?;
         let call = self
             .calls
-            .open(&place.node, open::Call::Logs(request), &place.uid)
+            .open(who, &place.node, open::Call::Logs(request), &place.uid)
             .await?;
         let Call { down, up } = call;
         drop(down); // nothing more follows
@@ -109,10 +112,10 @@ impl Service {
         Ok(chunks.boxed())
     }
 
-    pub(super) async fn do_inspect(&self, request: PodRef) -> Result<InspectResponse, Status> {
+    pub(super) async fn do_inspect(&self, who: &Who, request: PodRef) -> Result<InspectResponse, Status> {
         let place = self.place(Some(&request)).await?;
         match self
-            .ask(&place.node, open::Call::Inspect(request), &place.uid)
+            .ask(who, &place.node, open::Call::Inspect(request), &place.uid)
             .await?
         {
             Up::Inspect(answer) => Ok(answer),
@@ -120,10 +123,10 @@ impl Service {
         }
     }
 
-    pub(super) async fn do_describe(&self, request: PodRef) -> Result<DescribeResponse, Status> {
+    pub(super) async fn do_describe(&self, who: &Who, request: PodRef) -> Result<DescribeResponse, Status> {
         let place = self.place(Some(&request)).await?;
         match self
-            .ask(&place.node, open::Call::Describe(request), &place.uid)
+            .ask(who, &place.node, open::Call::Describe(request), &place.uid)
             .await?
         {
             Up::Describe(answer) => Ok(answer),
@@ -132,8 +135,14 @@ impl Service {
     }
 
     /// A question that one frame answers.
-    pub(super) async fn ask(&self, node: &str, call: open::Call, pod_uid: &str) -> Result<Up, Status> {
-        let Call { down, mut up } = self.calls.open(node, call, pod_uid).await?;
+    pub(super) async fn ask(
+        &self,
+        who: &Who,
+        node: &str,
+        call: open::Call,
+        pod_uid: &str,
+    ) -> Result<Up, Status> {
+        let Call { down, mut up } = self.calls.open(who, node, call, pod_uid).await?;
         drop(down);
         match tokio::time::timeout(ANSWER_TIMEOUT, up.recv()).await {
             Ok(Some(Ok(CarryUp { frame: Some(frame) }))) => Ok(frame),
@@ -151,6 +160,7 @@ impl Service {
 
     pub(super) async fn do_exec(
         &self,
+        asker: Asker,
         mut input: Streaming<ExecInput>,
     ) -> Result<BoxStream<'static, Result<ExecOutput, Status>>, Status> {
         let first = tokio::time::timeout(START_TIMEOUT, input.message()).await;
@@ -164,12 +174,13 @@ impl Service {
         if start.command.is_empty() {
             return Err(Status::invalid_argument("the call names no command"));
         }
-        let place = self.place(start.pod.as_ref()).await?;
-        let call = self
-            .calls
-            .open(&place.node, open::Call::Exec(start), &place.uid)
+        let call = open::Call::Exec(start.clone());
+        let needs = access::of_pod(&call, start.pod.as_ref())?;
+        let admitted = self
+            .admit(admit::Call::writes("Exec"), asker, |_| Ok(needs))
             .await?;
-        let Call { down, up } = call;
+        let opened = self.open_exec(&admitted.who, start.pod.as_ref(), call).await;
+        let Call { down, up } = admitted.done(opened).await?;
         let (broken, breaks) = oneshot::channel();
         tokio::spawn(feed(input, down, broken));
         let output = Outputs {
@@ -177,6 +188,11 @@ impl Service {
             breaks: Some(breaks),
         };
         Ok(stream::unfold(Some(output), Outputs::next).boxed())
+    }
+
+    async fn open_exec(&self, who: &Who, pod: Option<&PodRef>, call: open::Call) -> Result<Call, Status> {
+        let place = self.place(pod).await?;
+        self.calls.open(who, &place.node, call, &place.uid).await
     }
 }
 

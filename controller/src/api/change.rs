@@ -10,6 +10,7 @@ use proto::state::v1::{Key, Operation, Precondition, Put, Scale, Transaction};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Node, Object, ObjectMeta, PodTemplateSpec, ReplicaSet};
 use rpc::v1::{ApplyResponse, ApplyResult, RollbackRequest, ScaleRequest, SetSchedulableRequest};
+use state::rbac::Who;
 use state::{REVISION_ANNOTATION, State};
 use tonic::Status;
 
@@ -76,14 +77,14 @@ impl Service {
     pub(super) async fn do_set_schedulable(
         &self,
         request: &SetSchedulableRequest,
-        actor: String,
+        who: &Who,
     ) -> Result<ApplyResponse, Status> {
         if request.nodes.is_empty() || request.nodes.len() > state::OPERATIONS_MAX {
             return Err(refused_one(Reason::Invalid, "name the nodes"));
         }
         let decide = |state: &State| set_schedulable(state, &request.nodes, request.unschedulable);
         let by = By::new(
-            actor,
+            who,
             if request.unschedulable {
                 "cordon"
             } else {

@@ -83,7 +83,7 @@ impl Service {
             &request.name,
             life_seconds,
             uses,
-            self.ca_sha256,
+            self.authority.sha256(),
             unix_now(),
         );
         let expires = stored.expires;

@@ -19,19 +19,24 @@ use tower::Service;
 
 use super::authorize;
 use super::wire::{self, Frames, MESSAGE_BYTES_MAX};
+use crate::audit::{Audit, Entry};
+use crate::security::identity::Identity;
+use crate::security::listen::Caller;
 
 /// A request that is one message has to be here whole within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A service behind the guard.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Guard<S> {
     inner: S,
+    audit: Audit,
 }
 
 impl<S> Guard<S> {
-    pub(crate) fn new(inner: S) -> Self {
-        Self { inner }
+    /// Who is not let in is noted.
+    pub(crate) fn new(inner: S, audit: Audit) -> Self {
+        Self { inner, audit }
     }
 }
 
@@ -56,8 +61,9 @@ where
         // The one that is ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
+        let audit = self.audit.clone();
         Box::pin(async move {
-            match admit(request).await {
+            match admit(request, &audit).await {
                 Ok(request) => inner.call(request).await,
                 Err(status) => Ok(status.into_http()),
             }
@@ -65,9 +71,11 @@ where
     }
 }
 
-async fn admit(request: Request<Body>) -> Result<Request<Body>, Status> {
+async fn admit(request: Request<Body>, audit: &Audit) -> Result<Request<Body>, Status> {
     let path = request.uri().path();
-    let identity = authorize::check(path, request.extensions())?;
+    let identity = authorize::check(path, request.extensions()).inspect_err(|status| {
+        audit.record_stranger(refused(path, request.extensions(), status));
+    })?;
     let Some(input) = wire::input(path) else {
         return Err(Status::unimplemented(format!("there is no call {path}")));
     };
@@ -80,6 +88,20 @@ async fn admit(request: Request<Body>) -> Result<Request<Body>, Status> {
         whole.map_err(|_| Status::deadline_exceeded("the request did not come whole in time"))??
     };
     Ok(Request::from_parts(parts, body))
+}
+
+/// The line about a call that is not let in.
+fn refused(path: &str, extensions: &http::Extensions, status: &Status) -> Entry {
+    let caller = extensions.get::<Caller>();
+    let user = caller.map_or_else(String::new, |caller| caller.authenticated.identity.to_string());
+    let groups: &[String] = match caller.map(|caller| &caller.authenticated.identity) {
+        Some(Identity::User { groups, .. }) => groups,
+        _ => &[],
+    };
+    let call = path.rsplit('/').next().unwrap_or_default();
+    let mut entry = Entry::new(call, &user, groups, caller.map(|caller| caller.address));
+    entry.refused = Some(status.message().to_owned());
+    entry
 }
 
 /// Of a request that is one message.

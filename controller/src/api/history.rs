@@ -7,8 +7,11 @@ use proto::v1::Object;
 use proto::v1::object::Object as Any;
 use rpc::v1::{ApplyItem, HistoryEntry, HistoryRequest, HistoryResponse, UndoRequest, UndoResponse};
 use state::State;
+use state::rbac::Who;
 use tonic::Status;
 
+use super::access::{self, Need};
+use super::admit;
 use super::status::{Reason, refused, refused_one};
 use super::{ATTEMPTS_MAX, By, Service, answered, attempt_id, blocking, contended, request_id};
 use crate::admission::{self, Asked};
@@ -39,7 +42,8 @@ impl Service {
         .await?
     }
 
-    pub(super) async fn do_undo(&self, request: UndoRequest, by: &By) -> Result<UndoResponse, Status> {
+    pub(super) async fn do_undo(&self, request: UndoRequest, who: &Who) -> Result<UndoResponse, Status> {
+        let by = By::new(who, "undo");
         let id = request_id(&request.request_id)?;
         let request = std::sync::Arc::new(request);
         for attempt in 0..ATTEMPTS_MAX {
@@ -57,6 +61,8 @@ impl Service {
                 blocking(move || decide(&state, &request, &id)).await??
             };
             let (decision, revision) = decided;
+            // Once more: what is to come back may be another form by now.
+            admit::check(&state, who, &needs(&state, &request)?)?;
             let result = decision.results.into_iter().next().unwrap_or_default();
             let answer = |object: Option<Object>| UndoResponse {
                 object: object.map(without_values),
@@ -67,7 +73,7 @@ impl Service {
                 return Ok(answer(result.object.clone()));
             }
             let body = Body::Transaction(decision.transaction);
-            match self.propose(by, attempt_id(&id, attempt), body).await? {
+            match self.propose(&by, attempt_id(&id, attempt), body).await? {
                 Ok(applied) => return Ok(answer(applied.objects.into_iter().next())),
                 Err(refusal) => tracing::debug!(attempt, ?refusal, "an undo is decided anew"),
             }
@@ -80,15 +86,7 @@ impl Service {
 fn decide(state: &State, request: &UndoRequest, id: &str) -> Result<(admission::Decision, u64), Status> {
     let wanted = wanted(state, request)?;
     let revision = wanted.revision;
-    let key = wanted.key.clone().unwrap_or_default();
-    let item = ApplyItem {
-        object: wanted.object,
-        mode: match state.get(&key) {
-            Some(_) => "REPLACE".to_owned(),
-            None => "CREATE".to_owned(),
-        },
-        empty: Vec::new(),
-    };
+    let item = item(state, wanted);
     let asked = Asked {
         items: &[item],
         id,
@@ -98,6 +96,36 @@ fn decide(state: &State, request: &UndoRequest, id: &str) -> Result<(admission::
     let now = clock::timestamp(clock::now_ms());
     let decision = admission::decide(state, &asked, now).map_err(refused)?;
     Ok((decision, revision))
+}
+
+/// What an undo needs of whoever asks for it. Where nothing is to come back, the call itself says why.
+pub(super) fn needs(state: &State, request: &UndoRequest) -> Result<Vec<Need>, Status> {
+    match wanted(state, request) {
+        Ok(wanted) => {
+            let mut needs = access::object("get", wanted.key.as_ref())?;
+            needs.extend(access::apply(&[item(state, wanted)], &request.request_id, state));
+            Ok(needs)
+        }
+        Err(_) if request.key.is_some() => {
+            let mut needs = access::object("get", request.key.as_ref())?;
+            needs.extend(access::object("patch", request.key.as_ref())?);
+            Ok(needs)
+        }
+        Err(unknown) => Err(unknown),
+    }
+}
+
+/// As if somebody applied it.
+fn item(state: &State, wanted: Past) -> ApplyItem {
+    let key = wanted.key.unwrap_or_default();
+    ApplyItem {
+        object: wanted.object,
+        mode: match state.get(&key) {
+            Some(_) => "REPLACE".to_owned(),
+            None => "CREATE".to_owned(),
+        },
+        empty: Vec::new(),
+    }
 }
 
 /// The form that is to come back.

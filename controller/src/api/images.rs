@@ -14,6 +14,7 @@ use rpc::v1::{
     NodeImages, carry_down, open,
 };
 use state::State;
+use state::rbac::Who;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -64,6 +65,7 @@ impl Default for Patience {
 impl Service {
     pub(super) async fn do_import(
         &self,
+        who: &Who,
         mut input: Streaming<ImportInput>,
     ) -> Result<BoxStream<'static, Result<ImportProgress, Status>>, Status> {
         let first = tokio::time::timeout(START_TIMEOUT, input.message()).await;
@@ -82,7 +84,10 @@ impl Service {
                 nodes: vec![node.clone()],
             };
             async move {
-                let call = self.calls.open(&node, open::Call::ImportImage(start), "").await;
+                let call = self
+                    .calls
+                    .open(who, &node, open::Call::ImportImage(start), "")
+                    .await;
                 (node, call)
             }
         });
@@ -109,6 +114,7 @@ impl Service {
 
     pub(super) async fn do_list_images(
         &self,
+        who: &Who,
         request: ListImagesRequest,
     ) -> Result<ListImagesResponse, Status> {
         let state = self.state().await?;
@@ -128,7 +134,7 @@ impl Service {
                 let question = open::Call::ListImages(ListImagesRequest {
                     nodes: vec![node.clone()],
                 });
-                match self.ask(&node, question, "").await {
+                match self.ask(who, &node, question, "").await {
                     Ok(Up::Images(images)) => NodeImages { node, ..images },
                     Ok(_) => error(&node, "the node's answer is none to this call"),
                     Err(status) => error(&node, status.message()),

@@ -1,6 +1,9 @@
 //! What clients call: `service Api` of `proto/schema/api.proto`, one file for each group of calls.
 
+pub(crate) mod access;
+pub(crate) mod admit;
 mod apply;
+mod auth;
 pub(crate) mod authorize;
 mod carry;
 mod change;
@@ -14,6 +17,8 @@ pub(crate) mod status;
 mod watch;
 pub(crate) mod wire;
 
+use std::sync::Arc;
+
 use futures_util::stream::BoxStream;
 use proto::state::v1::command_reply::Reply;
 use proto::state::v1::{Applied, Command, CommandReply, Key, Refused, command};
@@ -22,23 +27,27 @@ use rpc::v1::api_server::{Api, ApiServer};
 use rpc::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
     DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest, HistoryResponse, ImportInput,
-    ImportProgress, InspectResponse, ListImagesRequest, ListImagesResponse, ListRequest, ListResponse,
-    ListTokensRequest, ListTokensResponse, LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef,
-    RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest,
+    ImportProgress, InspectResponse, IssueCertificateRequest, IssueCertificateResponse, ListImagesRequest,
+    ListImagesResponse, ListRequest, ListResponse, ListTokensRequest, ListTokensResponse, LogChunk,
+    LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest, RemoveMemberResponse,
+    ReviewAccessRequest, ReviewAccessResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest,
     ScaleRequest, SetSchedulableRequest, UndoRequest, UndoResponse, VersionRequest, VersionResponse,
-    WatchEvent, WatchRequest, WhyResponse,
+    WatchEvent, WatchRequest, WhoAmIRequest, WhoAmIResponse, WhyResponse, open,
 };
+use state::rbac::Who;
 use state::{SCHEMA_LEVEL, State};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::audit::Audit;
 use crate::calls::Calls;
 use crate::clock;
 use crate::events::Events;
 use crate::raft::Node;
-use crate::security::identity::Identity;
+use crate::security::ca::Authority;
 use crate::security::new_uuid;
 use crate::watch::{self as changes, Ring};
+use admit::{Asker, Call};
 use guard::Guard;
 use read::Pages;
 use status::{proposing, reading};
@@ -60,8 +69,9 @@ pub(crate) struct Service {
     ring: Ring,
     /// Lists that are being read in pages.
     pages: Pages,
-    /// Of the CA: part of every join token.
-    ca_sha256: [u8; 32],
+    /// Signs for people; its hash is part of every join token.
+    authority: Arc<Authority>,
+    audit: Audit,
     /// True when this member stops.
     stopped: tokio::sync::watch::Receiver<bool>,
 }
@@ -71,13 +81,15 @@ pub(crate) fn routes(
     node: Node,
     events: Events,
     calls: Calls,
-    ca_sha256: [u8; 32],
+    authority: Arc<Authority>,
+    audit: Audit,
     stopped: tokio::sync::watch::Receiver<bool>,
 ) -> Routes {
-    let server = ApiServer::new(Service::new(node, events, calls, ca_sha256, stopped))
+    let service = Service::new(node, events, calls, authority, audit.clone(), stopped);
+    let server = ApiServer::new(service)
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
-    Routes::new(Guard::new(server))
+    Routes::new(Guard::new(server, audit))
 }
 
 impl Service {
@@ -85,7 +97,8 @@ impl Service {
         node: Node,
         events: Events,
         calls: Calls,
-        ca_sha256: [u8; 32],
+        authority: Arc<Authority>,
+        audit: Audit,
         stopped: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
         let ring = Ring::new(0);
@@ -98,7 +111,8 @@ impl Service {
             calls,
             ring,
             pages: Pages::default(),
-            ca_sha256,
+            authority,
+            audit,
             stopped,
         }
     }
@@ -140,20 +154,14 @@ struct By {
 }
 
 impl By {
-    fn new(actor: String, verb: &str) -> Self {
+    fn new(who: &Who, verb: &str) -> Self {
+        let mut actor = who.name.clone();
+        actor.truncate(actor.floor_char_boundary(state::ACTOR_BYTES_MAX));
         Self {
             actor,
             verb: verb.to_owned(),
         }
     }
-}
-
-/// The caller's name. The guard puts the identity there; without it there is no name, and nothing goes into the history.
-fn actor<T>(request: &Request<T>) -> String {
-    let identity = request.extensions().get::<Identity>();
-    let mut name = identity.map_or_else(String::new, Identity::to_string);
-    name.truncate(name.floor_char_boundary(state::ACTOR_BYTES_MAX));
-    name
 }
 
 /// The id under which a call writes: the client's, or one of its own.
@@ -229,70 +237,159 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[tonic::async_trait]
 impl Api for Service {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let actor = actor(&request);
-        self.do_apply(request.into_inner(), actor)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let call = Call {
+            request_id: &request.request_id,
+            ..Call::writes("Apply")
+        };
+        let admitted = self
+            .admit(call, asker, |state| {
+                Ok(access::apply(&request.items, &request.request_id, state))
+            })
+            .await?;
+        let who = admitted.who.clone();
+        let answer = admitted.done(self.do_apply(request, &who).await).await?;
+        Ok(Response::new(self.without_unreadable(&who, answer)))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::object("get", request.key.as_ref())?;
+        let admitted = self.admit(Call::reads("Get"), asker, |_| Ok(needs)).await?;
+        admitted
+            .done(self.do_get(&request).await)
             .await
             .map(Response::new)
     }
 
-    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
-        self.do_get(&request.into_inner()).await.map(Response::new)
-    }
-
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        self.do_list(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let (kind, namespace, fields) = (&request.kind, &request.namespace, &request.field_selector);
+        let needs = access::many("list", kind, namespace, fields)?;
+        let admitted = self.admit(Call::reads("List"), asker, |_| Ok(needs)).await?;
+        admitted
+            .done(self.do_list(request).await)
+            .await
+            .map(Response::new)
     }
 
     type WatchStream = BoxStream<'static, Result<WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        self.do_watch(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let (kind, namespace, fields) = (&request.kind, &request.namespace, &request.field_selector);
+        let needs = access::many("watch", kind, namespace, fields)?;
+        let admitted = self.admit(Call::reads("Watch"), asker, |_| Ok(needs)).await?;
+        admitted
+            .done(self.do_watch(request).await)
+            .await
+            .map(Response::new)
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let by = By::new(actor(&request), "delete");
-        self.do_delete(request.into_inner(), &by).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let call = Call {
+            request_id: &request.request_id,
+            ..Call::writes("Delete")
+        };
+        let needs = access::delete(&request);
+        let admitted = self.admit(call, asker, |_| Ok(needs)).await?;
+        let by = By::new(&admitted.who, "delete");
+        admitted
+            .done(self.do_delete(request, &by).await)
+            .await
+            .map(Response::new)
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<Object>, Status> {
-        let by = By::new(actor(&request), "scale");
-        self.do_scale(&request.into_inner(), &by).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::scale(&request)?;
+        let admitted = self.admit(Call::writes("Scale"), asker, |_| Ok(needs)).await?;
+        let by = By::new(&admitted.who, "scale");
+        admitted
+            .done(self.do_scale(&request, &by).await)
+            .await
+            .map(Response::new)
     }
 
     async fn set_schedulable(
         &self,
         request: Request<SetSchedulableRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        let actor = actor(&request);
-        self.do_set_schedulable(&request.into_inner(), actor)
-            .await
-            .map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::set_schedulable(&request);
+        let admitted = self
+            .admit(Call::writes("SetSchedulable"), asker, |_| Ok(needs))
+            .await?;
+        let answer = self.do_set_schedulable(&request, &admitted.who).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<Object>, Status> {
-        let by = By::new(actor(&request), "rollout undo");
-        self.do_rollback(&request.into_inner(), &by)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::rollback(&request)?;
+        let admitted = self.admit(Call::writes("Rollback"), asker, |_| Ok(needs)).await?;
+        let by = By::new(&admitted.who, "rollout undo");
+        admitted
+            .done(self.do_rollback(&request, &by).await)
             .await
             .map(Response::new)
     }
 
     async fn why(&self, request: Request<GetRequest>) -> Result<Response<WhyResponse>, Status> {
-        self.do_why(&request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::object("get", request.key.as_ref())?;
+        let admitted = self.admit(Call::reads("Why"), asker, |_| Ok(needs)).await?;
+        admitted
+            .done(self.do_why(&request).await)
+            .await
+            .map(Response::new)
     }
 
     async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
-        self.do_history(&request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::object("get", request.key.as_ref())?;
+        let admitted = self.admit(Call::reads("History"), asker, |_| Ok(needs)).await?;
+        admitted
+            .done(self.do_history(&request).await)
+            .await
+            .map(Response::new)
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
-        let by = By::new(actor(&request), "undo");
-        self.do_undo(request.into_inner(), &by).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let call = Call {
+            request_id: &request.request_id,
+            ..Call::writes("Undo")
+        };
+        let admitted = self
+            .admit(call, asker, |state| history::needs(state, &request))
+            .await?;
+        let answer = self.do_undo(request, &admitted.who).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     type LogsStream = BoxStream<'static, Result<LogChunk, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        self.do_logs(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::of_pod(&open::Call::Logs(request.clone()), request.pod.as_ref())?;
+        let admitted = self.admit(Call::reads("Logs"), asker, |_| Ok(needs)).await?;
+        let who = admitted.who.clone();
+        let answer = self.do_logs(&who, request).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     type ExecStream = BoxStream<'static, Result<ExecOutput, Status>>;
@@ -301,15 +398,32 @@ impl Api for Service {
         &self,
         request: Request<Streaming<ExecInput>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        self.do_exec(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        self.do_exec(asker, request.into_inner()).await.map(Response::new)
     }
 
     async fn inspect(&self, request: Request<PodRef>) -> Result<Response<InspectResponse>, Status> {
-        self.do_inspect(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::of_pod(&open::Call::Inspect(request.clone()), Some(&request))?;
+        let admitted = self.admit(Call::reads("Inspect"), asker, |_| Ok(needs)).await?;
+        let who = admitted.who.clone();
+        admitted
+            .done(self.do_inspect(&who, request).await)
+            .await
+            .map(Response::new)
     }
 
     async fn describe(&self, request: Request<PodRef>) -> Result<Response<DescribeResponse>, Status> {
-        self.do_describe(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::of_pod(&open::Call::Describe(request.clone()), Some(&request))?;
+        let admitted = self.admit(Call::reads("Describe"), asker, |_| Ok(needs)).await?;
+        let who = admitted.who.clone();
+        admitted
+            .done(self.do_describe(&who, request).await)
+            .await
+            .map(Response::new)
     }
 
     type ImportImageStream = BoxStream<'static, Result<ImportProgress, Status>>;
@@ -318,39 +432,75 @@ impl Api for Service {
         &self,
         request: Request<Streaming<ImportInput>>,
     ) -> Result<Response<Self::ImportImageStream>, Status> {
-        self.do_import(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::images("create");
+        let admitted = self
+            .admit(Call::writes("ImportImage"), asker, |_| Ok(needs))
+            .await?;
+        let who = admitted.who.clone();
+        let answer = self.do_import(&who, request.into_inner()).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     async fn list_images(
         &self,
         request: Request<ListImagesRequest>,
     ) -> Result<Response<ListImagesResponse>, Status> {
-        self.do_list_images(request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::images("list");
+        let admitted = self
+            .admit(Call::reads("ListImages"), asker, |_| Ok(needs))
+            .await?;
+        let who = admitted.who.clone();
+        let answer = self.do_list_images(&who, request.into_inner()).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     async fn create_token(
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        let by = By::new(actor(&request), "token create");
-        self.do_create_token(&request.into_inner(), &by)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::create_token(&request);
+        let admitted = self
+            .admit(Call::writes("CreateToken"), asker, |_| Ok(needs))
+            .await?;
+        let by = By::new(&admitted.who, "token create");
+        admitted
+            .done(self.do_create_token(&request, &by).await)
             .await
             .map(Response::new)
     }
 
     async fn list_tokens(
         &self,
-        _: Request<ListTokensRequest>,
+        request: Request<ListTokensRequest>,
     ) -> Result<Response<ListTokensResponse>, Status> {
-        self.do_list_tokens().await.map(Response::new)
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::tokens("list", "");
+        let admitted = self
+            .admit(Call::reads("ListTokens"), asker, |_| Ok(needs))
+            .await?;
+        admitted
+            .done(self.do_list_tokens().await)
+            .await
+            .map(Response::new)
     }
 
     async fn revoke_token(
         &self,
         request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
-        let by = By::new(actor(&request), "token revoke");
-        self.do_revoke_token(request.into_inner(), &by)
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::tokens("delete", &request.id);
+        let admitted = self
+            .admit(Call::writes("RevokeToken"), asker, |_| Ok(needs))
+            .await?;
+        let by = By::new(&admitted.who, "token revoke");
+        admitted
+            .done(self.do_revoke_token(request, &by).await)
             .await
             .map(Response::new)
     }
@@ -359,23 +509,74 @@ impl Api for Service {
         &self,
         request: Request<RemoveMemberRequest>,
     ) -> Result<Response<RemoveMemberResponse>, Status> {
-        self.do_remove_member(&request.into_inner())
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::members("delete", &request.name);
+        let admitted = self
+            .admit(Call::writes("RemoveMember"), asker, |_| Ok(needs))
+            .await?;
+        admitted
+            .done(self.do_remove_member(&request).await)
             .await
             .map(Response::new)
     }
 
-    async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
-        Ok(Response::new(self.do_members().await))
+    async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::members("list", "");
+        let admitted = self
+            .admit_without_leader(Call::reads("Members"), asker, needs)
+            .await?;
+        admitted
+            .done(Ok(self.do_members().await))
+            .await
+            .map(Response::new)
     }
 
-    /// Also while nobody leads.
+    /// Also while nobody leads, and for everybody with a certificate.
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(VersionResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             schema_level: SCHEMA_LEVEL,
         }))
     }
+
+    async fn issue_certificate(
+        &self,
+        request: Request<IssueCertificateRequest>,
+    ) -> Result<Response<IssueCertificateResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::issue(&request);
+        let admitted = self
+            .admit(Call::writes("IssueCertificate"), asker, |_| Ok(needs))
+            .await?;
+        let answer = self.do_issue(&admitted.who, &request);
+        admitted.done(answer).await.map(Response::new)
+    }
+
+    async fn review_access(
+        &self,
+        request: Request<ReviewAccessRequest>,
+    ) -> Result<Response<ReviewAccessResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::review(&request);
+        let admitted = self
+            .admit(Call::reads("ReviewAccess"), asker, |_| Ok(needs))
+            .await?;
+        let answer = self.do_review(&admitted.who, request).await;
+        admitted.done(answer).await.map(Response::new)
+    }
+
+    /// For everybody with a certificate.
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let Asker { who, .. } = Asker::of(request.extensions())?;
+        Ok(Response::new(Self::do_who_am_i(who, request.extensions())))
+    }
 }
 
 #[cfg(test)]
-mod service_test;
+mod rights_test;
+#[cfg(test)]
+pub(crate) mod service_test;

@@ -20,7 +20,8 @@ use tonic::transport::{Channel, Server};
 
 use super::*;
 use crate::raft::{Member, NodeConfig};
-use crate::security::ca::{Authority, Subject};
+use crate::security::ca::Subject;
+use crate::security::identity::{ADMINS, Identity};
 use crate::security::listen::accept;
 use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
@@ -32,18 +33,37 @@ use crate::store::seal::{Key, Keys};
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct One {
-    service: Service,
-    authority: Authority,
+/// A call as the guard hands it on.
+pub(super) fn by<T>(name: &str, groups: &[&str], message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Identity::User {
+        name: name.to_owned(),
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+    });
+    request
+}
+
+pub(super) fn by_admin<T>(message: T) -> Request<T> {
+    by("admin", &[ADMINS], message)
+}
+
+pub(super) struct One {
+    pub(super) service: Service,
+    authority: Arc<Authority>,
     live: LiveCertificate,
     _running: watch::Sender<bool>,
-    _tmp: tempfile::TempDir,
+    tmp: tempfile::TempDir,
 }
 
 impl One {
-    async fn new() -> Self {
+    /// Where it keeps everything.
+    pub(super) fn directory(&self) -> &std::path::Path {
+        self.tmp.path()
+    }
+
+    pub(super) async fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        let authority = Authority::generate("test", unix_now()).unwrap();
+        let authority = Arc::new(Authority::generate("test", unix_now()).unwrap());
         let subject = Subject::Member {
             id: 1,
             hosts: vec!["127.0.0.1".to_owned()],
@@ -69,7 +89,8 @@ impl One {
         let reports = Reports::default();
         let calls = Calls::new(node.clone(), Sessions::new(reports));
         let (running, stopped) = watch::channel(false);
-        let service = Service::new(node, Events::new(), calls, authority.sha256(), stopped);
+        let audit = Audit::open(&tmp.path().join("audit"), "c1").unwrap();
+        let service = Service::new(node, Events::new(), calls, authority.clone(), audit, stopped);
         let settings = ClusterSettings {
             cluster_id: "the-cluster".to_owned(),
             pod_cidr: "10.244.0.0/16".to_owned(),
@@ -78,14 +99,17 @@ impl One {
             node_prefix: 24,
         };
         let body = command::Kind::Settings(settings);
-        let by = By::new(String::new(), "");
+        let by = By {
+            actor: String::new(),
+            verb: String::new(),
+        };
         service.propose(&by, new_uuid(), body).await.unwrap().unwrap();
         Self {
             service,
             authority,
             live,
             _running: running,
-            _tmp: tmp,
+            tmp,
         }
     }
 
@@ -100,7 +124,7 @@ impl One {
             ..Default::default()
         };
         self.service
-            .apply(Request::new(request))
+            .apply(by_admin(request))
             .await
             .map(Response::into_inner)
     }
@@ -112,11 +136,7 @@ impl One {
             revision,
             ..Default::default()
         };
-        self.service
-            .watch(Request::new(request))
-            .await
-            .unwrap()
-            .into_inner()
+        self.service.watch(by_admin(request)).await.unwrap().into_inner()
     }
 
     async fn list(&self, limit: u32, go_on: &str) -> Result<ListResponse, Status> {
@@ -128,7 +148,7 @@ impl One {
             ..Default::default()
         };
         self.service
-            .list(Request::new(request))
+            .list(by_admin(request))
             .await
             .map(Response::into_inner)
     }
@@ -139,7 +159,7 @@ impl One {
             stale: false,
         };
         self.service
-            .get(Request::new(request))
+            .get(by_admin(request))
             .await
             .map(Response::into_inner)
     }
@@ -154,7 +174,7 @@ impl One {
             request_id: String::new(),
         };
         self.service
-            .delete(Request::new(request))
+            .delete(by_admin(request))
             .await
             .map(Response::into_inner)
     }
@@ -171,7 +191,7 @@ impl One {
         let tls = self.live.server_config(ca, ClientAuth::Optional).unwrap();
         let server = ApiServer::new(self.service.clone()).max_decoding_message_size(wire::MESSAGE_BYTES_MAX);
         let serving = Server::builder()
-            .add_routes(Routes::new(Guard::new(server)))
+            .add_routes(Routes::new(Guard::new(server, self.service.audit.clone())))
             .serve_with_incoming(accept(listener, tls.into(), 16));
         tokio::spawn(serving);
         let issued = subject.map(|subject| self.authority.issue(&subject, unix_now()).unwrap());
@@ -277,14 +297,14 @@ async fn a_retry_writes_once_and_a_refusal_changes_nothing() {
         request_id: "r3".to_owned(),
         ..Default::default()
     };
-    let answer = one.service.apply(Request::new(dry)).await.unwrap().into_inner();
+    let answer = one.service.apply(by_admin(dry)).await.unwrap().into_inner();
     assert_eq!(outcomes(&answer), ["created"]);
     assert_eq!(one.get("b").await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_writers_of_one_object_all_get_through() {
-    let one = std::sync::Arc::new(One::new().await);
+    let one = Arc::new(One::new().await);
     one.apply(vec![map("a", "0", "red")], "").await.unwrap();
     let writers = (0..8).map(|number| {
         let one = one.clone();
@@ -321,28 +341,28 @@ async fn tokens_are_made_shown_without_hash_and_revoked() {
     };
     let made = one
         .service
-        .create_token(Request::new(request))
+        .create_token(by_admin(request))
         .await
         .unwrap()
         .into_inner();
     let text: rpc::token::JoinToken = made.token.parse().unwrap();
     assert_eq!(text.ca_sha256, one.authority.sha256());
     let list = || async {
-        let listed = one.service.list_tokens(Request::new(ListTokensRequest {})).await;
+        let listed = one.service.list_tokens(by_admin(ListTokensRequest {})).await;
         listed.unwrap().into_inner().tokens
     };
     let listed = list().await;
     assert_eq!((listed.len(), listed[0].secret_hash.len()), (1, 0));
     let revoke = || {
         let request = RevokeTokenRequest { id: text.id.clone() };
-        one.service.revoke_token(Request::new(request))
+        one.service.revoke_token(by_admin(request))
     };
     revoke().await.unwrap();
     assert!(list().await.is_empty());
     assert_eq!(revoke().await.unwrap_err().code(), Code::NotFound);
     let members = one
         .service
-        .members(Request::new(MembersRequest {}))
+        .members(by_admin(MembersRequest {}))
         .await
         .unwrap()
         .into_inner();
@@ -364,12 +384,7 @@ async fn events_are_listed_and_watched_like_objects() {
         field_selector: fields.to_owned(),
         ..Default::default()
     };
-    let listed = one
-        .service
-        .list(Request::new(request))
-        .await
-        .unwrap()
-        .into_inner();
+    let listed = one.service.list(by_admin(request)).await.unwrap().into_inner();
     assert_eq!(listed.items.len(), 1);
     let request = WatchRequest {
         kind: "Event".to_owned(),
@@ -378,19 +393,14 @@ async fn events_are_listed_and_watched_like_objects() {
         revision: listed.revision,
         ..Default::default()
     };
-    let mut watched = one
-        .service
-        .watch(Request::new(request))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut watched = one.service.watch(by_admin(request)).await.unwrap().into_inner();
     one.service.events.record(vec![event("Two"), event("Two")]);
     assert_eq!(next(&mut watched).await.0, "ADDED");
     assert_eq!(next(&mut watched).await.0, "MODIFIED");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_administrators_call() {
+async fn only_users_call() {
     let one = One::new().await;
     let admin = Subject::Admin {
         name: "admin".to_owned(),
@@ -443,7 +453,7 @@ async fn only_administrators_call() {
 
 /// Messages as bytes, as a client of a newer schema may send them.
 #[derive(Clone, Copy)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;

@@ -9,7 +9,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateSigningRequestDer;
 
-use super::identity::{ADMINS, MEMBERS, NODES, member_server_name};
+use super::identity::{ADMINS, GROUP_SEPARATOR, MEMBERS, NODES, member_server_name};
 use crate::raft::types::MemberId;
 
 /// Clocks of nodes may be behind by this much.
@@ -58,6 +58,20 @@ pub enum CaError {
         /// The text.
         name: String,
     },
+    /// Not a name of a user or a group.
+    #[error(
+        "`{name}` can't be the name of a user or group: expected up to {NAME_BYTES_MAX} letters, digits and -._@:+/"
+    )]
+    UserName {
+        /// The text.
+        name: String,
+    },
+    /// It means something to the cluster itself.
+    #[error("`{name}` is a name of the cluster's own; choose another")]
+    Reserved {
+        /// The text.
+        name: String,
+    },
     /// Signing failed.
     #[error("failed to sign the certificate")]
     Sign(#[source] rcgen::Error),
@@ -82,6 +96,15 @@ pub enum Subject {
     Admin {
         /// Their name.
         name: String,
+    },
+    /// A person or a program, with the rights that roles give.
+    User {
+        /// Their name.
+        name: String,
+        /// Their groups.
+        groups: Vec<String>,
+        /// How long the certificate is good.
+        life: Duration,
     },
 }
 
@@ -213,7 +236,7 @@ fn params_for(subject: &Subject, now: u64) -> Result<CertificateParams, CaError>
     getrandom::fill(&mut serial).expect("the kernel has random bytes once it has booted");
     serial[0] &= 0x7f; // RFC 5280, 4.1.2.2: positive
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    let (organization, common, life) = match subject {
+    let (organizations, common, life) = match subject {
         Subject::Member { id, hosts } => {
             params
                 .extended_key_usages
@@ -229,17 +252,53 @@ fn params_for(subject: &Subject, now: u64) -> Result<CertificateParams, CaError>
             for loopback in ["127.0.0.1", "::1"] {
                 params.subject_alt_names.push(alternative_name(loopback)?);
             }
-            (MEMBERS, format!("system:member:{id}"), SHORT_LIFE)
+            (MEMBERS.to_owned(), format!("system:member:{id}"), SHORT_LIFE)
         }
-        Subject::Node { name } => (NODES, format!("system:node:{}", checked(name)?), SHORT_LIFE),
-        Subject::Admin { name } => (ADMINS, checked(name)?.to_owned(), ADMIN_LIFE),
+        Subject::Node { name } => {
+            let common = format!("system:node:{}", checked(name)?);
+            (NODES.to_owned(), common, SHORT_LIFE)
+        }
+        Subject::Admin { name } => (ADMINS.to_owned(), checked(name)?.to_owned(), ADMIN_LIFE),
+        Subject::User { name, groups, life } => {
+            for text in groups.iter().chain([name]) {
+                user_name(text)?;
+            }
+            // These make a node or a controller of whoever bears them.
+            if let Some(taken) = groups
+                .iter()
+                .find(|group| [MEMBERS, NODES].contains(&group.as_str()))
+            {
+                return Err(CaError::Reserved { name: taken.clone() });
+            }
+            let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+            let separator = GROUP_SEPARATOR.to_string();
+            (groups.join(&separator), name.clone(), *life)
+        }
     };
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, organization);
+    if !organizations.is_empty() {
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, organizations);
+    }
     params.distinguished_name.push(DnType::CommonName, common);
     set_life(&mut params, now, life);
     Ok(params)
+}
+
+/// Of a user or a group: an address of mail, say. What begins with `system:` is the cluster's own.
+fn user_name(name: &str) -> Result<(), CaError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._@:+/".contains(&b);
+    if name.starts_with("system:") {
+        return Err(CaError::Reserved {
+            name: name.chars().take(NAME_BYTES_MAX).collect(),
+        });
+    }
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+        return Err(CaError::UserName {
+            name: name.chars().take(NAME_BYTES_MAX).collect(),
+        });
+    }
+    Ok(())
 }
 
 /// Names become part of a certificate: nothing that could be read as more than a name.

@@ -312,3 +312,47 @@ fn a_key_of_another_ca_is_noticed() {
         ca.sha256()
     );
 }
+
+#[tokio::test]
+async fn a_controller_of_another_ca_hears_nothing_of_a_token() {
+    let (ca, evil) = (authority(), authority());
+    let own = evil.issue(&member(1), unix_now()).unwrap();
+    let leaf = own
+        .certificate
+        .split_inclusive("-----END CERTIFICATE-----\n")
+        .next()
+        .unwrap();
+    // The cluster's certificate is no secret: it can be shown behind a leaf that it did not sign.
+    let dressed_up = Issued {
+        certificate: format!("{leaf}{}", ca.certificate()),
+        key: own.key.clone(),
+    };
+    for shown in [own, dressed_up] {
+        let live = LiveCertificate::new(&shown).unwrap();
+        let config = live
+            .server_config(evil.certificate(), ClientAuth::Optional)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let heard = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut heard = Vec::new();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let ended = match acceptor.accept(stream).await {
+                Ok(mut stream) => stream.read_to_end(&mut heard).await.map(|_| ()),
+                Err(refused) => Err(refused),
+            };
+            (ended, heard)
+        });
+        let channel = rpc::tls::channel_pinned(&address, ca.sha256()).unwrap();
+        let request = rpc::v1::JoinNodeRequest {
+            token: "the-token".to_owned(),
+            ..Default::default()
+        };
+        let mut client = rpc::v1::join_client::JoinClient::new(channel);
+        let refused = client.join_node(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+        let (ended, heard) = heard.await.unwrap();
+        assert!(heard.is_empty(), "{ended:?}: {heard:?}");
+    }
+}

@@ -9,7 +9,11 @@ pub const MEMBERS: &str = "bulkhead:members";
 /// Organization of nodes.
 pub const NODES: &str = "bulkhead:nodes";
 /// Organization of people with every right.
-pub const ADMINS: &str = "bulkhead:admins";
+pub const ADMINS: &str = state::rbac::ADMINS;
+
+/// Groups in one organization: whoever makes our certificates can write one value for each attribute only. No group has
+/// it in its name.
+pub const GROUP_SEPARATOR: char = '\n';
 
 /// The server name by which a member is dialled by the others: its address may pass to another member, this doesn't.
 pub fn member_server_name(id: MemberId) -> String {
@@ -81,6 +85,12 @@ impl Authenticated {
         let groups: Option<Vec<String>> = subject.iter_organization().map(text).collect();
         let names: Option<Vec<String>> = subject.iter_common_name().map(text).collect();
         let (groups, names) = (groups.ok_or_else(refused)?, names.ok_or_else(refused)?);
+        let groups: Vec<String> = groups
+            .iter()
+            .flat_map(|groups| groups.split(GROUP_SEPARATOR))
+            .filter(|group| !group.is_empty())
+            .map(str::to_owned)
+            .collect();
         let [name] = names.as_slice() else {
             return Err(refused());
         };

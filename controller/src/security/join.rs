@@ -1,5 +1,6 @@
 //! The one service that callers without a certificate may use: a token opens the cluster to a node or a member.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proto::state::v1::{
@@ -9,12 +10,16 @@ use proto::v1::{Node as NodeObject, ObjectMeta};
 use rpc::token::JoinToken;
 use rpc::v1::join_server::Join;
 use rpc::v1::{JoinMemberRequest, JoinMemberResponse, JoinNodeRequest, JoinNodeResponse};
+use state::rbac::Access;
 use state::{SCHEMA_LEVEL, State};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::ca::{Authority, CaError, Subject};
+use super::identity::Identity;
+use super::listen::Caller;
 use super::token::{self, Role, TokenRefused};
 use super::{new_uuid, unix_now};
+use crate::audit::{Audit, Entry, Touched};
 use crate::raft::{ChangeError, Member, Node, ProposeError, ReadError};
 use crate::store::Dir;
 
@@ -29,12 +34,44 @@ const ADDRESS_BYTES_MAX: usize = 300;
 pub struct JoinService<D: Dir> {
     node: Node<D>,
     authority: Arc<Authority>,
+    audit: Audit,
 }
 
 impl<D: Dir> JoinService<D> {
     /// Over this member.
-    pub fn new(node: Node<D>, authority: Arc<Authority>) -> Self {
-        Self { node, authority }
+    pub(crate) fn new(node: Node<D>, authority: Arc<Authority>, audit: Audit) -> Self {
+        Self {
+            node,
+            authority,
+            audit,
+        }
+    }
+
+    /// Notes who came in, and who tried to.
+    fn note<T>(
+        &self,
+        call: &str,
+        resource: &str,
+        name: &str,
+        from: Option<SocketAddr>,
+        answer: &Result<T, Status>,
+    ) {
+        let mut entry = Entry::new(call, &Identity::Anonymous.to_string(), &[], from);
+        let access = Access {
+            verb: "create".to_owned(),
+            resource: resource.to_owned(),
+            name: name.to_owned(),
+            ..Access::default()
+        };
+        entry.touches([Touched::of(&access)].into_iter());
+        match answer {
+            Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+                entry.refused = Some(status.message().to_owned());
+            }
+            Err(status) => entry.outcome = Some(format!("{:?}", status.code())),
+            Ok(_) => entry.outcome = Some("Ok".to_owned()),
+        }
+        self.audit.record_stranger(entry);
     }
 
     /// Checks the token, so that a bad request costs none of its uses. Gives its id.
@@ -118,13 +155,36 @@ fn address(text: &str, what: &str) -> Result<(), Status> {
     }
 }
 
+/// Where a call comes from.
+fn address_of<T>(request: &Request<T>) -> Option<SocketAddr> {
+    request.extensions().get::<Caller>().map(|caller| caller.address)
+}
+
 #[tonic::async_trait]
 impl<D: Dir> Join for JoinService<D> {
     async fn join_node(
         &self,
         request: Request<JoinNodeRequest>,
     ) -> Result<Response<JoinNodeResponse>, Status> {
-        let request = request.into_inner();
+        let (from, name) = (address_of(&request), request.get_ref().name.clone());
+        let answer = self.let_node_in(request.into_inner()).await;
+        self.note("JoinNode", "nodes", &name, from, &answer);
+        answer.map(Response::new)
+    }
+
+    async fn join_member(
+        &self,
+        request: Request<JoinMemberRequest>,
+    ) -> Result<Response<JoinMemberResponse>, Status> {
+        let (from, name) = (address_of(&request), request.get_ref().name.clone());
+        let answer = self.let_member_in(request.into_inner()).await;
+        self.note("JoinMember", "members", &name, from, &answer);
+        answer.map(Response::new)
+    }
+}
+
+impl<D: Dir> JoinService<D> {
+    async fn let_node_in(&self, request: JoinNodeRequest) -> Result<JoinNodeResponse, Status> {
         let labels = &request.labels;
         let long = |text: &String| text.len() > LABEL_BYTES_MAX;
         if labels.len() > LABELS_MAX || labels.iter().any(|(key, value)| long(key) || long(value)) {
@@ -169,7 +229,7 @@ impl<D: Dir> Join for JoinService<D> {
         self.propose(command::Kind::NodeJoin(NodeJoin { node: Some(node) }))
             .await?;
         tracing::info!(node = request.name, "a node joined");
-        Ok(Response::new(JoinNodeResponse {
+        Ok(JoinNodeResponse {
             certificate,
             ca: self.authority.certificate().to_owned(),
             endpoints: self
@@ -179,14 +239,10 @@ impl<D: Dir> Join for JoinService<D> {
                 .map(|info| info.member.address)
                 .collect(),
             cluster_id,
-        }))
+        })
     }
 
-    async fn join_member(
-        &self,
-        request: Request<JoinMemberRequest>,
-    ) -> Result<Response<JoinMemberResponse>, Status> {
-        let request = request.into_inner();
+    async fn let_member_in(&self, request: JoinMemberRequest) -> Result<JoinMemberResponse, Status> {
         address(&request.address, "address")?;
         address(&request.peer_address, "address for members")?;
         let state = self.node.read().await.map_err(reading)?;
@@ -225,12 +281,12 @@ impl<D: Dir> Join for JoinService<D> {
             peer_address: info.member.peer_address,
             ..rpc::v1::Member::default()
         });
-        Ok(Response::new(JoinMemberResponse {
+        Ok(JoinMemberResponse {
             ca: self.authority.certificate().to_owned(),
             ca_key: self.authority.key().to_owned(),
             member_id,
             members: members.collect(),
             cluster_id,
-        }))
+        })
     }
 }

@@ -6,14 +6,19 @@ use rpc::v1::{
     CallError, CarryDown, CarryUp, Heartbeat, ImportInput, ImportStart, LogChunk, LogsRequest, carry_down,
     carry_up, import_input, open,
 };
+use state::rbac::{ADMINS, Who};
 use tokio::sync::mpsc;
 use tonic::{Code, Streaming};
 
-use super::cluster_test::{Agent, Controller, cluster, frame};
+use super::cluster_test::{Agent, Controller, cluster, find_pod, frame, pod};
 use crate::calls::Call;
 
 fn logs() -> open::Call {
     open::Call::Logs(LogsRequest::default())
+}
+
+fn admin() -> Who {
+    Who::authenticated("admin", &[ADMINS.to_owned()])
 }
 
 fn chunk(text: &str) -> carry_up::Frame {
@@ -33,7 +38,8 @@ async fn begun(
         assert_eq!((open.pod_uid.as_str(), open.call.as_ref()), ("p", Some(&call)));
         agent.carry(&open.call_id).await
     };
-    let (call, (up, down)) = tokio::join!(asked.parts.calls.open("n1", call.clone(), "p"), opening);
+    let admin = admin();
+    let (call, (up, down)) = tokio::join!(asked.parts.calls.open(&admin, "n1", call.clone(), "p"), opening);
     (call.unwrap(), up, down)
 }
 
@@ -107,7 +113,7 @@ async fn calls_reach_a_node_whichever_controller_is_asked() {
         let absent = asked
             .parts
             .calls
-            .open("n2", logs(), "")
+            .open(&admin(), "n2", logs(), "")
             .await
             .map(|_| ())
             .unwrap_err();
@@ -121,7 +127,8 @@ async fn a_node_can_not_take_a_call_of_another() {
     let controller = &controllers[0];
     let (mut agent, _, _) = Agent::begin(&ca, controller, "n1").await;
     let (thief, _, _) = Agent::begin(&ca, controller, "n2").await;
-    let (call, stolen) = tokio::join!(controller.parts.calls.open("n1", logs(), ""), async {
+    let admin = admin();
+    let (call, stolen) = tokio::join!(controller.parts.calls.open(&admin, "n1", logs(), ""), async {
         let open = agent.open().await;
         let (_up, mut down) = thief.carry(&open.call_id).await;
         let stolen = down.message().await;
@@ -132,4 +139,34 @@ async fn a_node_can_not_take_a_call_of_another() {
     assert_eq!(stolen.0.unwrap_err().code(), Code::NotFound);
     let answer = call.unwrap().up.recv().await.unwrap().unwrap();
     assert_eq!(answer.frame, Some(chunk("mine")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_another_controller_passes_on_is_authorised_again() {
+    let (ca, controllers) = cluster(2).await;
+    let (agent, ..) = Agent::begin(&ca, &controllers[1], "n1").await;
+    let passing = &controllers[0];
+    passing.put(pod("web")).await;
+    let found = |state: &state::State| find_pod(state, "web");
+    let uid = controllers[1]
+        .until("the pod is there", found)
+        .await
+        .metadata
+        .unwrap()
+        .uid;
+    let stranger = Who::authenticated("stranger", &[]);
+    // As if the first check had let it through.
+    let refused = passing
+        .parts
+        .calls
+        .open(&stranger, "n1", logs(), &uid)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(
+        refused.message().contains("get pods/log web"),
+        "{}",
+        refused.message()
+    );
+    drop(agent);
 }

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Status, Streaming};
 
+use crate::audit::Audit;
 use crate::raft::{Member, MemberId, Node, NodeConfig};
 use crate::run::Parts;
 use crate::security::ca::{Authority, Subject};
@@ -89,7 +90,8 @@ impl Controller {
             .unwrap();
         let incoming = listen::accept(listener, Arc::new(tls), 64);
         let (running, stopped) = watch::channel(false);
-        let routes = parts.start(&node, ca.clone(), &mut loops, stopped);
+        let audit = Audit::open(&tmp.path().join("audit"), &format!("c{id}")).unwrap();
+        let routes = parts.start(&node, ca.clone(), audit, &mut loops, stopped);
         loops.spawn(async move {
             Server::builder()
                 .add_routes(routes)

@@ -23,6 +23,8 @@ mod cluster_test;
 #[cfg(test)]
 mod desired_test;
 #[cfg(test)]
+mod identities_test;
+#[cfg(test)]
 mod session_test;
 
 use std::pin::Pin;

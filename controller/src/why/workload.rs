@@ -72,6 +72,11 @@ impl Look<'_> {
             causes.push(cause(severity, &subject, reason, message));
         }
         let sets: Vec<Object> = self.state.owned_by(&meta.uid).collect();
+        causes.extend(
+            sets.iter()
+                .filter_map(object::of::<ReplicaSet>)
+                .filter_map(failure),
+        );
         let pods = sets
             .iter()
             .flat_map(|set| self.state.owned_by(&object::meta(set).uid));
@@ -85,11 +90,7 @@ impl Look<'_> {
         let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let status = set.status.clone().unwrap_or_default();
         let mut causes = going(&subject, &object::from(set.clone()), self);
-        if let Some(failed) = condition(&status.conditions, "ReplicaFailure").filter(|it| it.status == "True")
-        {
-            let reason = word(&failed.reason, "ReplicaFailure");
-            causes.push(cause(Severity::Error, &subject, reason, failed.message.clone()));
-        }
+        causes.extend(failure(set));
         if status.available_replicas < wanted {
             let message = format!("{} of {wanted} pods are available", status.available_replicas);
             causes.push(cause(Severity::Waiting, &subject, "Unavailable", message));
@@ -135,6 +136,18 @@ impl Look<'_> {
         causes.truncate(CAUSES_MAX);
         causes
     }
+}
+
+/// Why a ReplicaSet's pods can't be created.
+fn failure(set: &ReplicaSet) -> Option<Cause> {
+    let conditions = set.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let failed = condition(conditions, "ReplicaFailure").filter(|it| it.status == "True")?;
+    let subject = format!(
+        "replicaset/{}",
+        set.metadata.as_ref().map_or("", |meta| &meta.name)
+    );
+    let reason = word(&failed.reason, "ReplicaFailure");
+    Some(cause(Severity::Error, &subject, reason, failed.message.clone()))
 }
 
 /// An owner that waits for what it owns.

@@ -18,6 +18,7 @@ mod key;
 pub mod plan;
 mod qos;
 mod quantity;
+pub mod rbac;
 mod record;
 mod replies;
 mod said;

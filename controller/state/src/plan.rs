@@ -4,6 +4,7 @@
 //! A run may only look at a state in which the commands of the run before are applied. Times come with the call; since
 //! some steps wait for a time (`minReadySeconds`, the progress deadline), it is to be run at least once a second.
 
+mod default_objects;
 mod deployment;
 mod garbage;
 mod namespace;
@@ -54,6 +55,7 @@ pub fn commands(state: &State, now: i64, world: &World) -> Vec<Command> {
         commands: Vec::new(),
         changed: BTreeSet::new(),
     };
+    plan.default_objects();
     plan.nodes(world);
     plan.namespaces();
     plan.garbage();

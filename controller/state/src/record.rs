@@ -154,8 +154,12 @@ impl PodRecord {
 
     pub(crate) fn assemble(&self, key: &ObjectKey) -> Pod {
         let mut spec = self.template.content.spec.clone();
+        let content = spec.get_or_insert_default();
+        if content.service_account_name.is_empty() {
+            model::default::SERVICE_ACCOUNT.clone_into(&mut content.service_account_name);
+        }
         if self.bound() {
-            spec.get_or_insert_default().node_name = self.node.as_ref().to_owned();
+            self.node.as_ref().clone_into(&mut content.node_name);
         }
         Pod {
             api_version: Kind::Pod.api_version().to_owned(),

@@ -62,6 +62,11 @@ impl State {
         Some(self.records.get(&key)?.object(&key))
     }
 
+    /// Whether there is an object under this key.
+    pub fn contains(&self, key: &Key) -> bool {
+        ObjectKey::from_proto(key).is_some_and(|key| self.records.contains_key(&key))
+    }
+
     /// The object with this uid.
     pub fn by_uid(&self, uid: &str) -> Option<Object> {
         let key = self.by_uid.get(uid)?;
@@ -188,6 +193,10 @@ impl State {
     ) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<PodRecord>)> + 'a {
         let keys = self.by_node.get(node).into_iter().flatten();
         keys.filter_map(|key| Some((key, self.records.get(key)?.pod()?)))
+    }
+
+    pub(crate) fn has_record(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        self.records.contains_key(&ObjectKey::new(kind, namespace, name))
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<&Node> {

@@ -2,7 +2,9 @@
 
 use model::{Kind, object, write};
 use proto::v1::object::Object as Any;
-use proto::v1::{Condition, Container, ContainerState, ContainerStatus, Event, Object, Pod};
+use proto::v1::{
+    Condition, Container, ContainerState, ContainerStatus, Event, Object, Pod, PolicyRule, RoleRef, Subject,
+};
 use rpc::v1::{ContainerEnd, PodRef};
 
 use crate::cluster::{Cluster, Query};
@@ -95,6 +97,10 @@ async fn describe(object: &Object, cluster: &Cluster, out: &mut Output) -> Resul
                 out.line(format!("  {key}: {} bytes", value.len()))?;
             }
         }
+        Some(Any::Role(it)) => rules(out, &it.rules)?,
+        Some(Any::ClusterRole(it)) => rules(out, &it.rules)?,
+        Some(Any::RoleBinding(it)) => binding(out, it.role_ref.as_ref(), &it.subjects)?,
+        Some(Any::ClusterRoleBinding(it)) => binding(out, it.role_ref.as_ref(), &it.subjects)?,
         _ => body(object, out)?,
     }
     let fields = format!(
@@ -108,7 +114,14 @@ async fn describe(object: &Object, cluster: &Cluster, out: &mut Output) -> Resul
         labels: String::new(),
         fields,
     };
-    let list = cluster.list(&query).await?.items;
+    let list = match cluster.list(&query).await {
+        Ok(list) => list.items,
+        // Who may see an object need not see the events of all namespaces.
+        Err(CtlError::Refused(lines)) => {
+            return field(out, "Events", &format!("not to be had: {}", lines.join("; ")));
+        }
+        Err(failed) => return Err(failed),
+    };
     let mut list: Vec<Event> = list.into_iter().filter_map(events::typed).collect();
     list.retain(|event| {
         event
@@ -139,13 +152,73 @@ async fn describe(object: &Object, cluster: &Cluster, out: &mut Output) -> Resul
     out.table(&table)
 }
 
+/// As `kubectl describe` has them: a line for each resource of a rule.
+fn rules(out: &mut Output, rules: &[PolicyRule]) -> Result<(), CtlError> {
+    if rules.is_empty() {
+        return field(out, "Rules", "none");
+    }
+    out.line("Rules:")?;
+    let listed = |words: &[String]| format!("[{}]", words.join(" "));
+    let mut table = Table::new(["  RESOURCES", "NON-RESOURCE URLS", "RESOURCE NAMES", "VERBS"]);
+    for rule in rules {
+        let mut resources = Vec::new();
+        for group in &rule.api_groups {
+            // A part of it stands behind the group, as kubectl has it: deployments.apps/scale.
+            resources.extend(rule.resources.iter().map(|resource| {
+                match (group.as_str(), resource.split_once('/')) {
+                    ("", _) => resource.clone(),
+                    (group, Some((resource, part))) => format!("{resource}.{group}/{part}"),
+                    (group, None) => format!("{resource}.{group}"),
+                }
+            }));
+        }
+        if resources.is_empty() {
+            resources.push(String::new());
+        }
+        for resource in resources {
+            table.row(vec![
+                format!("  {resource}"),
+                listed(&rule.non_resource_ur_ls),
+                listed(&rule.resource_names),
+                listed(&rule.verbs),
+            ]);
+        }
+    }
+    out.table(&table)
+}
+
+fn binding(out: &mut Output, role: Option<&RoleRef>, subjects: &[Subject]) -> Result<(), CtlError> {
+    let role = role.map_or_else(String::new, |role| format!("{}/{}", role.kind, role.name));
+    field(out, "Role", &role)?;
+    if subjects.is_empty() {
+        return field(out, "Subjects", "none");
+    }
+    out.line("Subjects:")?;
+    let mut table = Table::new(["  KIND", "NAME", "NAMESPACE"]);
+    for subject in subjects {
+        table.row(vec![
+            format!("  {}", subject.kind),
+            subject.name.clone(),
+            subject.namespace.clone(),
+        ]);
+    }
+    out.table(&table)
+}
+
 /// Spec and status as they stand in a manifest.
 fn body(object: &Object, out: &mut Output) -> Result<(), CtlError> {
     let text = write::yaml(object);
     let start = text.lines().position(|line| {
-        ["spec:", "status:", "data:", "binaryData:", "immutable:"]
-            .iter()
-            .any(|section| line.starts_with(section))
+        [
+            "spec:",
+            "status:",
+            "data:",
+            "binaryData:",
+            "immutable:",
+            "automountServiceAccountToken:",
+        ]
+        .iter()
+        .any(|section| line.starts_with(section))
     });
     for line in text.lines().skip(start.unwrap_or(usize::MAX)) {
         out.line(line)?;

@@ -1,6 +1,7 @@
 //! One file a verb: usage, arguments, `run` (ask, then print).
 
 pub(crate) mod apply;
+pub(crate) mod auth;
 pub(crate) mod completion;
 pub(crate) mod contexts;
 pub(crate) mod cordon;

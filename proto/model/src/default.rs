@@ -4,7 +4,7 @@ use proto::v1::int_or_string::Value;
 use proto::v1::object::Object as Any;
 use proto::v1::{
     Container, Deployment, DeploymentStrategy, EmptyDirVolumeSource, IntOrString, Object, PodSpec,
-    PodTemplateSpec, Probe, RollingUpdateDeployment, SeccompProfile,
+    PodTemplateSpec, Probe, RoleRef, RollingUpdateDeployment, SeccompProfile, Subject,
 };
 
 use crate::{image, object};
@@ -17,6 +17,12 @@ pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 pub const GRACE_SECONDS: i32 = 30;
 /// The type of a secret that asks for no keys.
 pub const SECRET_TYPE: &str = "Opaque";
+/// The service account of what names none.
+pub const SERVICE_ACCOUNT: &str = "default";
+/// The group of roles, bindings, users and groups.
+pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+/// Subjects that are no objects of the cluster.
+pub const USER_KINDS: [&str; 2] = ["User", "Group"];
 /// Permissions of the files of a config map or a secret.
 pub const FILE_MODE: i32 = 0o644;
 /// Resources that can be requested and limited; a request that was not written is the limit.
@@ -34,7 +40,13 @@ pub fn object(object: &mut Object) {
         text(&mut meta.namespace, NAMESPACE);
     }
     match &mut object.object {
-        Some(Any::Pod(inner)) => inner.spec.iter_mut().for_each(pod_spec),
+        Some(Any::Pod(inner)) => {
+            if let Some(spec) = &mut inner.spec {
+                pod_spec(spec);
+                // Of pods alone, as in Kubernetes: a template stays as it was written.
+                text(&mut spec.service_account_name, SERVICE_ACCOUNT);
+            }
+        }
         Some(Any::Deployment(inner)) => deployment(inner),
         Some(Any::ReplicaSet(inner)) => {
             if let Some(spec) = &mut inner.spec {
@@ -47,7 +59,28 @@ pub fn object(object: &mut Object) {
             text(&mut inner.r#type, SECRET_TYPE);
             string_data(object);
         }
-        Some(Any::Namespace(_) | Any::Node(_) | Any::ConfigMap(_)) | None => {}
+        Some(Any::RoleBinding(inner)) => binding(&mut inner.role_ref, &mut inner.subjects),
+        Some(Any::ClusterRoleBinding(inner)) => binding(&mut inner.role_ref, &mut inner.subjects),
+        Some(
+            Any::Namespace(_)
+            | Any::Node(_)
+            | Any::ConfigMap(_)
+            | Any::ServiceAccount(_)
+            | Any::Role(_)
+            | Any::ClusterRole(_),
+        )
+        | None => {}
+    }
+}
+
+fn binding(role: &mut Option<RoleRef>, subjects: &mut [Subject]) {
+    if let Some(role) = role {
+        text(&mut role.api_group, RBAC_GROUP);
+    }
+    for subject in subjects {
+        if USER_KINDS.contains(&subject.kind.as_str()) {
+            text(&mut subject.api_group, RBAC_GROUP);
+        }
     }
 }
 

@@ -17,6 +17,16 @@ pub enum Kind {
     ConfigMap,
     /// Keys and values that nobody else is to know.
     Secret,
+    /// Whom the processes of a pod act for.
+    ServiceAccount,
+    /// What may be done in a namespace.
+    Role,
+    /// What may be done anywhere.
+    ClusterRole,
+    /// Who has a role in a namespace.
+    RoleBinding,
+    /// Who has a role everywhere.
+    ClusterRoleBinding,
     /// Replicas of a pod template, with revisions.
     Deployment,
     /// One revision of a deployment.
@@ -63,8 +73,6 @@ const UNSUPPORTED: &[(&str, &str, &[&str])] = &[
         "certificatesigningrequests",
         &["csr"],
     ),
-    ("ClusterRole", "clusterroles", &[]),
-    ("ClusterRoleBinding", "clusterrolebindings", &[]),
     ("ClusterTrustBundle", "clustertrustbundles", &[]),
     ("ComponentStatus", "componentstatuses", &["cs"]),
     ("ControllerRevision", "controllerrevisions", &[]),
@@ -121,15 +129,12 @@ const UNSUPPORTED: &[(&str, &str, &[&str])] = &[
     ("ResourceClaimTemplate", "resourceclaimtemplates", &[]),
     ("ResourceQuota", "resourcequotas", &["quota"]),
     ("ResourceSlice", "resourceslices", &[]),
-    ("Role", "roles", &[]),
-    ("RoleBinding", "rolebindings", &[]),
     ("RuntimeClass", "runtimeclasses", &[]),
     ("Scale", "scales", &[]),
     ("SelfSubjectAccessReview", "selfsubjectaccessreviews", &[]),
     ("SelfSubjectReview", "selfsubjectreviews", &[]),
     ("SelfSubjectRulesReview", "selfsubjectrulesreviews", &[]),
     ("Service", "services", &["svc"]),
-    ("ServiceAccount", "serviceaccounts", &["sa"]),
     ("ServiceCIDR", "servicecidrs", &[]),
     ("StatefulSet", "statefulsets", &["sts"]),
     ("StorageClass", "storageclasses", &["sc"]),
@@ -155,11 +160,16 @@ const UNSUPPORTED: &[(&str, &str, &[&str])] = &[
 
 impl Kind {
     /// Every kind, in the order in which dependencies are made: what others need comes first.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Namespace,
         Kind::Node,
         Kind::ConfigMap,
         Kind::Secret,
+        Kind::ServiceAccount,
+        Kind::Role,
+        Kind::ClusterRole,
+        Kind::RoleBinding,
+        Kind::ClusterRoleBinding,
         Kind::Deployment,
         Kind::ReplicaSet,
         Kind::Pod,
@@ -174,6 +184,11 @@ impl Kind {
             Kind::Pod => "Pod",
             Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
+            Kind::ServiceAccount => "ServiceAccount",
+            Kind::Role => "Role",
+            Kind::ClusterRole => "ClusterRole",
+            Kind::RoleBinding => "RoleBinding",
+            Kind::ClusterRoleBinding => "ClusterRoleBinding",
             Kind::Deployment => "Deployment",
             Kind::ReplicaSet => "ReplicaSet",
             Kind::Event => "Event",
@@ -188,6 +203,11 @@ impl Kind {
             Kind::Pod => "pod",
             Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
+            Kind::ServiceAccount => "serviceaccount",
+            Kind::Role => "role",
+            Kind::ClusterRole => "clusterrole",
+            Kind::RoleBinding => "rolebinding",
+            Kind::ClusterRoleBinding => "clusterrolebinding",
             Kind::Deployment => "deployment",
             Kind::ReplicaSet => "replicaset",
             Kind::Event => "event",
@@ -202,6 +222,11 @@ impl Kind {
             Kind::Pod => "pods",
             Kind::ConfigMap => "configmaps",
             Kind::Secret => "secrets",
+            Kind::ServiceAccount => "serviceaccounts",
+            Kind::Role => "roles",
+            Kind::ClusterRole => "clusterroles",
+            Kind::RoleBinding => "rolebindings",
+            Kind::ClusterRoleBinding => "clusterrolebindings",
             Kind::Deployment => "deployments",
             Kind::ReplicaSet => "replicasets",
             Kind::Event => "events",
@@ -215,7 +240,10 @@ impl Kind {
             Kind::Node => &["no"],
             Kind::Pod => &["po"],
             Kind::ConfigMap => &["cm"],
-            Kind::Secret => &[],
+            Kind::ServiceAccount => &["sa"],
+            Kind::Secret | Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
+                &[]
+            }
             Kind::Deployment => &["deploy"],
             Kind::ReplicaSet => &["rs"],
             Kind::Event => &["ev"],
@@ -226,13 +254,38 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::Deployment | Kind::ReplicaSet => "apps/v1",
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Event => "v1",
+            Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
+                "rbac.authorization.k8s.io/v1"
+            }
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::ServiceAccount
+            | Kind::Event => "v1",
         }
+    }
+
+    /// The part of `apiVersion` before the slash, as rules name it; empty for `v1`.
+    pub fn group(self) -> &'static str {
+        self.api_version().split_once('/').map_or("", |(group, _)| group)
     }
 
     /// Whether its objects live in a namespace.
     pub fn namespaced(self) -> bool {
-        !matches!(self, Kind::Namespace | Kind::Node)
+        !matches!(
+            self,
+            Kind::Namespace | Kind::Node | Kind::ClusterRole | Kind::ClusterRoleBinding
+        )
+    }
+
+    /// Whether its objects say what was observed of them.
+    pub fn has_status(self) -> bool {
+        matches!(
+            self,
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Deployment | Kind::ReplicaSet
+        )
     }
 
     /// Whether people may write objects of this kind; the others are made by the cluster itself.

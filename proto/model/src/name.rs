@@ -100,6 +100,26 @@ fn fixed(text: &str, check: fn(&str) -> NameResult) -> String {
     }
 }
 
+/// Names of roles and bindings: whatever can stand between the slashes of a URL's path, as `system:node`.
+pub fn path_segment(text: &str) -> NameResult {
+    if text.is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    if text.len() > SUBDOMAIN_MAX {
+        return Err(format!(
+            "must be at most {SUBDOMAIN_MAX} characters, is {}",
+            text.len()
+        ));
+    }
+    if text == "." || text == ".." || text.contains(['/', '%']) || text.chars().any(char::is_control) {
+        return Err(format!(
+            "`{}` must not be `.` or `..`, nor have `/`, `%` or control characters in it",
+            shown(text)
+        ));
+    }
+    Ok(())
+}
+
 /// Key of a label or annotation: `app`, `example.com/role`.
 pub fn label_key(text: &str) -> NameResult {
     let (prefix, name) = match text.split_once('/') {
@@ -272,6 +292,10 @@ mod tests {
         assert!(env("A=B").is_err());
         assert_eq!(env("my.var"), Ok(()));
         assert!(config_key("..data").is_err());
+        assert_eq!(path_segment("system:node"), Ok(()));
+        for name in ["", ".", "..", "a/b", "a%b", "a\n", &"a".repeat(254)] {
+            assert!(path_segment(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::sync::LazyLock;
 use prost_reflect::DynamicMessage;
 use proto::state::v1::Key;
 use proto::v1::object::Object as Any;
-use proto::v1::{ConfigMap, Deployment, Event, Namespace, Node, Object, ObjectMeta, Pod, ReplicaSet, Secret};
+use proto::v1::{
+    ClusterRole, ClusterRoleBinding, ConfigMap, Deployment, Event, Namespace, Node, Object, ObjectMeta, Pod,
+    ReplicaSet, Role, RoleBinding, Secret, ServiceAccount,
+};
 
 use crate::{Kind, schema};
 
@@ -21,6 +24,11 @@ macro_rules! each {
             Some(Any::Pod($inner)) => $then,
             Some(Any::ConfigMap($inner)) => $then,
             Some(Any::Secret($inner)) => $then,
+            Some(Any::ServiceAccount($inner)) => $then,
+            Some(Any::Role($inner)) => $then,
+            Some(Any::ClusterRole($inner)) => $then,
+            Some(Any::RoleBinding($inner)) => $then,
+            Some(Any::ClusterRoleBinding($inner)) => $then,
             Some(Any::Deployment($inner)) => $then,
             Some(Any::ReplicaSet($inner)) => $then,
             Some(Any::Event($inner)) => $then,
@@ -71,7 +79,19 @@ macro_rules! typed {
     )*};
 }
 typed!(
-    Namespace, Node, Pod, ConfigMap, Secret, Deployment, ReplicaSet, Event
+    Namespace,
+    Node,
+    Pod,
+    ConfigMap,
+    Secret,
+    ServiceAccount,
+    Role,
+    ClusterRole,
+    RoleBinding,
+    ClusterRoleBinding,
+    Deployment,
+    ReplicaSet,
+    Event
 );
 
 /// A typed object as any object.
@@ -97,6 +117,11 @@ pub fn try_kind(object: &Object) -> Option<Kind> {
         Any::Pod(_) => Kind::Pod,
         Any::ConfigMap(_) => Kind::ConfigMap,
         Any::Secret(_) => Kind::Secret,
+        Any::ServiceAccount(_) => Kind::ServiceAccount,
+        Any::Role(_) => Kind::Role,
+        Any::ClusterRole(_) => Kind::ClusterRole,
+        Any::RoleBinding(_) => Kind::RoleBinding,
+        Any::ClusterRoleBinding(_) => Kind::ClusterRoleBinding,
         Any::Deployment(_) => Kind::Deployment,
         Any::ReplicaSet(_) => Kind::ReplicaSet,
         Any::Event(_) => Kind::Event,
@@ -187,6 +212,17 @@ pub fn spec_equal(a: &Object, b: &Object) -> bool {
         (Some(Any::Secret(a)), Some(Any::Secret(b))) => {
             a.data == b.data && a.r#type == b.r#type && a.immutable == b.immutable
         }
+        (Some(Any::ServiceAccount(a)), Some(Any::ServiceAccount(b))) => {
+            a.automount_service_account_token == b.automount_service_account_token
+        }
+        (Some(Any::Role(a)), Some(Any::Role(b))) => a.rules == b.rules,
+        (Some(Any::ClusterRole(a)), Some(Any::ClusterRole(b))) => a.rules == b.rules,
+        (Some(Any::RoleBinding(a)), Some(Any::RoleBinding(b))) => {
+            a.role_ref == b.role_ref && a.subjects == b.subjects
+        }
+        (Some(Any::ClusterRoleBinding(a)), Some(Any::ClusterRoleBinding(b))) => {
+            a.role_ref == b.role_ref && a.subjects == b.subjects
+        }
         (Some(Any::Deployment(a)), Some(Any::Deployment(b))) => a.spec == b.spec,
         (Some(Any::ReplicaSet(a)), Some(Any::ReplicaSet(b))) => a.spec == b.spec,
         (Some(Any::Event(a)), Some(Any::Event(b))) => a == b,
@@ -202,10 +238,7 @@ pub fn status_equal(a: &Object, b: &Object) -> bool {
         (Some(Any::Pod(a)), Some(Any::Pod(b))) => a.status == b.status,
         (Some(Any::Deployment(a)), Some(Any::Deployment(b))) => a.status == b.status,
         (Some(Any::ReplicaSet(a)), Some(Any::ReplicaSet(b))) => a.status == b.status,
-        (Some(Any::ConfigMap(_)), Some(Any::ConfigMap(_)))
-        | (Some(Any::Secret(_)), Some(Any::Secret(_)))
-        | (Some(Any::Event(_)), Some(Any::Event(_))) => true,
-        _ => false,
+        _ => try_kind(a) == try_kind(b) && try_kind(a).is_some_and(|kind| !kind.has_status()),
     }
 }
 
@@ -217,6 +250,16 @@ pub fn clear_status(object: &mut Object) {
         Some(Any::Pod(inner)) => inner.status = None,
         Some(Any::Deployment(inner)) => inner.status = None,
         Some(Any::ReplicaSet(inner)) => inner.status = None,
-        Some(Any::ConfigMap(_) | Any::Secret(_) | Any::Event(_)) | None => {}
+        Some(
+            Any::ConfigMap(_)
+            | Any::Secret(_)
+            | Any::ServiceAccount(_)
+            | Any::Role(_)
+            | Any::ClusterRole(_)
+            | Any::RoleBinding(_)
+            | Any::ClusterRoleBinding(_)
+            | Any::Event(_),
+        )
+        | None => {}
     }
 }

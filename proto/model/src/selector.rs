@@ -283,6 +283,12 @@ impl Fields {
         self.terms.is_empty()
     }
 
+    /// The one name that it asks for, if it does.
+    pub fn name(&self) -> Option<&str> {
+        let named = |(path, equal, _): &&(Vec<String>, bool, String)| *equal && *path == ["metadata", "name"];
+        self.terms.iter().find(named).map(|(_, _, name)| name.as_str())
+    }
+
     /// Whether this object is meant. An absent field is the empty text.
     pub fn matches(&self, object: &Object) -> bool {
         if self.terms.is_empty() {

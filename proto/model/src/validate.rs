@@ -5,6 +5,7 @@
 mod container;
 mod pod;
 mod probe;
+mod rbac;
 mod secret;
 mod security;
 mod update;
@@ -127,16 +128,21 @@ pub fn object(object: &Object) -> Vec<FieldError> {
         Some(Any::ReplicaSet(inner)) => workload::replica_set(&mut errors, inner),
         Some(Any::ConfigMap(inner)) => config_map(&mut errors, inner),
         Some(Any::Secret(inner)) => secret::secret(&mut errors, inner),
+        Some(Any::ServiceAccount(inner)) => rbac::service_account(&mut errors, inner),
+        Some(Any::Role(inner)) => rbac::role(&mut errors, inner),
+        Some(Any::ClusterRole(inner)) => rbac::cluster_role(&mut errors, inner),
+        Some(Any::RoleBinding(inner)) => rbac::role_binding(&mut errors, inner),
+        Some(Any::ClusterRoleBinding(inner)) => rbac::cluster_role_binding(&mut errors, inner),
         Some(Any::Namespace(_) | Any::Node(_) | Any::Event(_)) | None => {}
     }
     errors.list
 }
 
 fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
-    let check = if kind == Kind::Namespace {
-        name::dns1123_label
-    } else {
-        name::dns1123_subdomain
+    let check = match kind {
+        Kind::Namespace => name::dns1123_label,
+        Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => name::path_segment,
+        _ => name::dns1123_subdomain,
     };
     if !meta.name.is_empty() {
         errors.check("metadata.name", check(&meta.name));

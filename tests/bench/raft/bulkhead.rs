@@ -56,7 +56,7 @@ pub(crate) async fn write(api: &mut ApiClient<Channel>, key: &str, value: String
     let request = ApplyRequest {
         items: vec![ApplyItem {
             object: Some(object),
-            mode: String::new(),
+            ..Default::default()
         }],
         ..Default::default()
     };

@@ -18,7 +18,7 @@ use crate::record::{PodRecord, Record, Status, Template};
 use crate::{
     MANAGER_BYTES_MAX, MANAGERS_MAX, NODE_LABELS, OBJECT_BYTES_MAX, OPERATIONS_MAX, REVISION_ANNOTATION,
 };
-use model::{Kind, object};
+use model::{Kind, default, object};
 
 /// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
 const NAME_BYTES_MAX: usize = 253;
@@ -102,7 +102,7 @@ impl Trial {
         object::set_type_meta(&mut object);
         let meta = object::meta_mut(&mut object);
         stamp(meta, key);
-        meta.generation = i32::from(!matches!(key.kind, Kind::ConfigMap | Kind::Secret));
+        meta.generation = i32::from(key.kind.has_status());
         meta.creation_timestamp = Some(self.time);
         meta.deletion_timestamp = None;
         meta.deletion_grace_period_seconds = None;
@@ -164,6 +164,10 @@ impl Trial {
             .as_ref()
             .and_then(|spec| spec.template.clone())
             .unwrap_or_default();
+        if let Some(spec) = &content.spec {
+            let account = ObjectKey::new(Kind::ServiceAccount, &owner.namespace, &spec.service_account_name);
+            self.require_account(&account)?;
+        }
         let mut meta = content.metadata.unwrap_or_default();
         meta.owner_references = vec![OwnerReference {
             api_version: owner.kind.api_version().to_owned(),
@@ -319,8 +323,13 @@ fn stamp(meta: &mut ObjectMeta, key: &ObjectKey) {
     key.namespace.as_ref().clone_into(&mut meta.namespace);
 }
 
-/// What pods of one origin share.
-pub(crate) fn template(meta: ObjectMeta, spec: Option<PodSpec>) -> PodTemplateSpec {
+/// What pods of one origin share. The service account that every pod has is added where a pod is shown.
+pub(crate) fn template(meta: ObjectMeta, mut spec: Option<PodSpec>) -> PodTemplateSpec {
+    if let Some(spec) = &mut spec
+        && spec.service_account_name == default::SERVICE_ACCOUNT
+    {
+        spec.service_account_name.clear();
+    }
     let shared = ObjectMeta {
         labels: meta.labels,
         annotations: meta.annotations,
@@ -346,7 +355,7 @@ fn keep_own(meta: &mut ObjectMeta, before: &ObjectMeta, kind: Kind) {
         Kind::Deployment | Kind::ReplicaSet => {
             keep(&mut meta.annotations, &before.annotations, &[REVISION_ANNOTATION]);
         }
-        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Event => {}
+        _ => {}
     }
 }
 

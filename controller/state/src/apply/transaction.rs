@@ -11,7 +11,7 @@ use crate::history::Change;
 use crate::key::ObjectKey;
 use crate::record::{Record, Status};
 use crate::store::State;
-use crate::{OPERATIONS_MAX, conditions};
+use crate::{OPERATIONS_MAX, conditions, rbac};
 use model::{Kind, object};
 
 impl Trial {
@@ -29,9 +29,18 @@ impl Trial {
         for (index, precondition) in transaction.preconditions.iter().enumerate() {
             self.expect(precondition).map_err(|refusal| refusal.at(index))?;
         }
+        let mut accounts = Vec::new();
         for (index, operation) in transaction.operations.iter().enumerate() {
+            accounts.extend(
+                self.new_account_use(operation.operation.as_ref())
+                    .map(|used| (index, used)),
+            );
             self.noted(operation.operation.as_ref(), command)
                 .map_err(|refusal| refusal.at(index))?;
+        }
+        // At the end: a manifest may have the pod first.
+        for (index, used) in accounts {
+            self.require_account(&used).map_err(|refusal| refusal.at(index))?;
         }
         Ok(())
     }
@@ -61,6 +70,32 @@ impl Trial {
             .history
             .note(&key, before.as_ref(), after.as_ref(), &change);
         Ok(())
+    }
+
+    /// The service account of a pod that this operation creates.
+    fn new_account_use(&self, operation: Option<&Op>) -> Option<ObjectKey> {
+        let Some(Op::Put(put)) = operation else {
+            return None;
+        };
+        let object = put.object.as_ref()?;
+        let Some(Any::Pod(pod)) = &object.object else {
+            return None;
+        };
+        let key = ObjectKey::of(object)?;
+        let name = &pod.spec.as_ref()?.service_account_name;
+        let new = !self.state.records.contains_key(&key);
+        new.then(|| ObjectKey::new(Kind::ServiceAccount, &key.namespace, name))
+    }
+
+    /// Kubernetes refuses such a pod too (its ServiceAccount admission).
+    pub(super) fn require_account(&self, account: &ObjectKey) -> Result<(), Refusal> {
+        match self.state.has_account(&account.namespace, &account.name) {
+            true => Ok(()),
+            false => refuse(
+                Reason::Forbidden,
+                rbac::no_account(&account.namespace, &account.name),
+            ),
+        }
     }
 
     fn expect(&self, precondition: &Precondition) -> Result<(), Refusal> {

@@ -8,14 +8,16 @@ use model::{Kind, object};
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{CreatePods, NewPod, Put};
 use proto::v1::object::Object as Any;
-use proto::v1::{Object, ObjectMeta, OwnerReference, ReplicaSet, ReplicaSetStatus};
+use proto::v1::{Condition, Object, ObjectMeta, OwnerReference, ReplicaSet, ReplicaSetStatus};
 
 use super::{BATCH_MAX, BATCHES_MAX, Plan, delete, set_status, unchanged};
-use crate::identity;
 use crate::key::ObjectKey;
-use crate::record::{PodRecord, Record, controller, millis};
+use crate::record::{PodRecord, Record, controller, millis, timestamp};
 use crate::store::State;
+use crate::{conditions, identity, rbac};
 
+/// The condition of a ReplicaSet whose pods can't be created.
+const FAILURE: &str = "ReplicaFailure";
 /// Finished pods that a ReplicaSet keeps for whoever looks for the reason.
 const FINISHED_KEPT: usize = 5;
 /// Wait after one pod that ended for good (its node refused it), doubled for each further one.
@@ -101,8 +103,9 @@ impl Plan<'_> {
         let unchanged = [unchanged(key.to_proto(), &meta.resource_version)];
         self.adopt(key, set);
         self.clear_finished(&meta.uid);
+        let account = self.missing_account(key, set);
         if counts.active < wanted {
-            if !self.backs_off(&meta.uid) {
+            if account.is_none() && !self.backs_off(&meta.uid) {
                 self.create(
                     key,
                     &meta,
@@ -125,11 +128,7 @@ impl Plan<'_> {
             ready_replicas: counts.ready,
             available_replicas: counts.available,
             observed_generation: meta.generation,
-            conditions: set
-                .status
-                .as_ref()
-                .map(|status| status.conditions.clone())
-                .unwrap_or_default(),
+            conditions: self.conditions(set, account.filter(|_| counts.active < wanted)),
         };
         if set.status.as_ref() != Some(&status) {
             let mut object = ReplicaSet {
@@ -143,6 +142,31 @@ impl Plan<'_> {
                 ..Default::default()
             });
             self.propose(Vec::new(), vec![set_status(object::from(object), Vec::new())]);
+        }
+    }
+
+    /// Why no pod of the template could be created.
+    fn missing_account(&self, key: &ObjectKey, set: &ReplicaSet) -> Option<String> {
+        let spec = set.spec.as_ref()?.template.as_ref()?.spec.as_ref()?;
+        let name = &spec.service_account_name;
+        (!self.state.has_account(&key.namespace, name)).then(|| rbac::no_account(&key.namespace, name))
+    }
+
+    /// Kubernetes' ReplicaFailure while pods can't be created, and what else stands there.
+    fn conditions(&self, set: &ReplicaSet, failure: Option<String>) -> Vec<Condition> {
+        let there = set.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        match failure {
+            None => there.iter().filter(|it| it.r#type != FAILURE).cloned().collect(),
+            Some(message) => {
+                let failed = Condition {
+                    r#type: FAILURE.to_owned(),
+                    status: "True".to_owned(),
+                    reason: "FailedCreate".to_owned(),
+                    message,
+                    ..Default::default()
+                };
+                conditions::with(there, &[failed], &timestamp(self.now))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod deletion;
 mod history;
 mod properties;
+mod rbac;
 mod schedule;
 mod simulation;
 mod status;

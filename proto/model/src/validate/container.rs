@@ -196,11 +196,12 @@ fn value_from(errors: &mut Errors, path: &str, source: &EnvVarSource) {
 }
 
 /// Fields that a variable may show.
-const FIELD_PATHS: [&str; 8] = [
+const FIELD_PATHS: [&str; 9] = [
     "metadata.name",
     "metadata.namespace",
     "metadata.uid",
     "spec.nodeName",
+    "spec.serviceAccountName",
     "status.hostIP",
     "status.hostIPs",
     "status.podIP",
@@ -210,9 +211,6 @@ const FIELD_PATHS: [&str; 8] = [
 fn field_path(errors: &mut Errors, path: String, text: &str) {
     if !errors.required(path.clone(), text) || FIELD_PATHS.contains(&text) {
         return;
-    }
-    if text == "spec.serviceAccountName" {
-        return errors.add(path, "spec.serviceAccountName is not supported yet");
     }
     let subscript = ["metadata.labels['", "metadata.annotations['"]
         .iter()

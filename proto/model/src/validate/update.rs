@@ -55,6 +55,12 @@ pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
         (Some(Any::Secret(before)), Some(Any::Secret(after))) => {
             super::secret::update(&mut errors, before, after)
         }
+        (Some(Any::RoleBinding(before)), Some(Any::RoleBinding(after))) => {
+            super::rbac::update(&mut errors, before.role_ref.as_ref(), after.role_ref.as_ref());
+        }
+        (Some(Any::ClusterRoleBinding(before)), Some(Any::ClusterRoleBinding(after))) => {
+            super::rbac::update(&mut errors, before.role_ref.as_ref(), after.role_ref.as_ref());
+        }
         (Some(Any::Node(before)), Some(Any::Node(after))) => {
             let range = |spec: &Option<proto::v1::NodeSpec>| {
                 spec.as_ref()
