@@ -74,10 +74,11 @@ impl Trial {
 
     /// The service account of a pod that this operation creates.
     fn new_account_use(&self, operation: Option<&Op>) -> Option<ObjectKey> {
-        let Some(Op::Put(put)) = operation else {
-            return None;
+        let object = match operation? {
+            Op::Put(put) => put.object.as_ref()?,
+            Op::Apply(apply) => apply.object.as_ref()?,
+            _ => return None,
         };
-        let object = put.object.as_ref()?;
         let Some(Any::Pod(pod)) = &object.object else {
             return None;
         };

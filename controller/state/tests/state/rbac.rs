@@ -1,6 +1,8 @@
 //! Service accounts, default roles, and who may do what.
 
 use model::{Kind, object};
+use proto::state::v1::operation::Operation as Op;
+use proto::state::v1::{Apply, Put};
 use proto::v1::{
     ClusterRole, ClusterRoleBinding, Namespace, Object, ObjectMeta, PolicyRule, ReplicaSet, Role,
     RoleBinding, RoleRef, ServiceAccount, Subject,
@@ -382,13 +384,23 @@ fn a_pod_needs_the_service_account_that_it_names() {
         metadata: Some(meta("robot")),
         ..Default::default()
     }));
-    let outcome = state.apply(&transaction(1, vec![named("robot")]));
-    let (reason, message) = refused(&outcome);
-    assert_eq!(reason, "Forbidden");
-    assert!(
-        message.contains("service account robot does not exist"),
-        "{message}"
-    );
+    let Op::Put(Put { object }) = named("robot") else {
+        unreachable!("it is put");
+    };
+    let apply = Op::Apply(Apply {
+        object,
+        manager: "ctl".to_owned(),
+        ..Default::default()
+    });
+    for operation in [named("robot"), apply] {
+        let outcome = state.apply(&transaction(1, vec![operation]));
+        let (reason, message) = refused(&outcome);
+        assert_eq!(reason, "Forbidden");
+        assert!(
+            message.contains("service account robot does not exist"),
+            "{message}"
+        );
+    }
     // In one transaction in any order; and the one that every namespace has always.
     run(&mut state, 2, vec![named("robot"), account]);
     assert_eq!(get_pod(&state, "web").spec.unwrap().service_account_name, "robot");
