@@ -10,10 +10,9 @@ use futures_util::{Stream, StreamExt};
 use rpc::v1::relay_client::RelayClient;
 use rpc::v1::{CallDown, CallOpen, CarryDown, CarryUp, Open, call_down, carry_up, open};
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::raft::{MemberId, Node};
+use crate::raft::{Channel, MemberId, Node};
 use crate::security::new_uuid;
 use crate::session::Sessions;
 

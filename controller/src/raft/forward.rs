@@ -13,12 +13,12 @@ use rpc::v1::{
 };
 use state::State;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::log::ENTRY_BYTES_MAX;
 use super::network::MESSAGE_BYTES_MAX;
 use super::node::{At, LEADER_TIMEOUT, MemberChange, Node, Refusal};
+use super::peers::Channel;
 use super::types::{Member, MemberId, Proposal};
 use crate::store::Dir;
 
