@@ -11,10 +11,9 @@ use rpc::v1::relay_client::RelayClient;
 use rpc::v1::{CallDown, CallOpen, CallerIdentity, CarryDown, CarryUp, Open, call_down, carry_up, open};
 use state::rbac::Who;
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::raft::{MemberId, Node};
+use crate::raft::{Channel, MemberId, Node};
 use crate::security::new_uuid;
 use crate::session::Sessions;
 

@@ -1,11 +1,24 @@
-//! The wall clock, for what people read and for plans: times come into the deciding parts as values.
+//! The wall clock, for what people read, for plans and for certificates: times come into the deciding parts as values.
 
+use std::time::Duration;
+#[cfg(not(feature = "simulation"))]
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Since 1970.
+#[cfg(not(feature = "simulation"))]
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Since 1970, by the simulated clock of the member that runs.
+#[cfg(feature = "simulation")]
+pub(crate) fn now() -> Duration {
+    crate::simulated::now()
+}
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+    i64::try_from(now().as_millis()).unwrap_or(i64::MAX)
 }
 
 /// As people and programs read it: `2026-01-31T10:00:00.5Z`.

@@ -29,6 +29,7 @@ use crate::security::ca::{Authority, CaError, Subject};
 use crate::security::live::LiveCertificate;
 use crate::security::{new_uuid, unix_now};
 use crate::storage_keys::StorageKeysError;
+use crate::store::Disk;
 use crate::store::os::OsDir;
 use crate::store::seal::Keys;
 
@@ -171,10 +172,11 @@ impl Places {
     }
 
     /// Directories of log and snapshots, locked.
-    pub fn open_store(&self) -> Result<(OsDir, OsDir), SetupError> {
+    pub fn open_store(&self) -> Result<(Disk, Disk), SetupError> {
         let open = |name: &str| {
             let path = self.data.join(name);
-            OsDir::open(&path).map_err(|source| SetupError::Io {
+            let opened = OsDir::open(&path).map(Disk::from);
+            opened.map_err(|source| SetupError::Io {
                 what: "open",
                 path,
                 source,

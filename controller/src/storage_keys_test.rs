@@ -9,7 +9,7 @@ use crate::raft::log::{LogStore, WriteBy};
 use crate::raft::types::{LogId, Vote};
 use crate::setup::{Places, SetupError};
 use crate::storage_keys::{StorageKeysError, rotate};
-use crate::store::os::OsDir;
+use crate::store::Disk;
 use crate::store::seal::{KEYS_MAX, Keys};
 
 fn places() -> (tempfile::TempDir, Places) {
@@ -22,7 +22,7 @@ fn places() -> (tempfile::TempDir, Places) {
     (tmp, places)
 }
 
-fn log(places: &Places, keys: &Keys) -> LogStore<OsDir> {
+fn log(places: &Places, keys: &Keys) -> LogStore<Disk> {
     let (log, _) = places.open_store().unwrap();
     LogStore::open(log, 1 << 20, keys.clone(), WriteBy::Caller).unwrap()
 }

@@ -229,7 +229,7 @@ fn not_found(kind: model::Kind, key: &Key) -> String {
 
 /// Work that takes the processor for a while, off the threads that serve connections.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work)
+    crate::blocking(work)
         .await
         .map_err(|cause| Status::internal(format!("a call's work ended badly: {cause}")))
 }

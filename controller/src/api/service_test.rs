@@ -27,6 +27,7 @@ use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
 use crate::session::Sessions;
 use crate::status::Reports;
+use crate::store::Disk;
 use crate::store::os::OsDir;
 use crate::store::seal::{Key, Keys};
 
@@ -75,7 +76,7 @@ impl One {
             segment_bytes: 8 << 20,
             ..NodeConfig::new(1, Keys::new(tmp.path(), vec![Key::generate()]))
         };
-        let open = |name: &str| OsDir::open(&tmp.path().join(name)).unwrap();
+        let open = |name: &str| Disk::from(OsDir::open(&tmp.path().join(name)).unwrap());
         let tls = live.client_config(authority.certificate()).unwrap();
         let node = Node::start(config, open("log"), open("snapshots"), tls)
             .await

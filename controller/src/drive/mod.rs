@@ -224,7 +224,7 @@ async fn decide<T: Send + 'static>(pass: &mut Pass, work: impl FnOnce() -> T + S
         let began = Instant::now();
         (work(), began.elapsed())
     };
-    match tokio::task::spawn_blocking(timed).await {
+    match crate::blocking(timed).await {
         Ok((decided, took)) => {
             pass.decided += took;
             Some(decided)

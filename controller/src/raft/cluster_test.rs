@@ -450,6 +450,22 @@ async fn a_late_learner_gets_a_snapshot() {
     applied(late.node.propose(write("alone")).await.unwrap());
 }
 
+#[tokio::test]
+async fn a_member_that_has_stopped_looks_for_no_leader() {
+    let mut cluster = Cluster::new(1000);
+    let only = cluster.start(1).await;
+    only.node.initialize(cluster.member(1)).await.unwrap();
+    only.node.propose(write("a")).await.unwrap();
+    let node = only.node.clone();
+    only.kill().await;
+    let mut leadership = node.leadership();
+    while leadership.changed().await.is_ok() {} // nothing comes of it any more
+    let read = node.read().await.err().unwrap();
+    assert!(matches!(read, ReadError::Stopped { .. }), "{read}");
+    let written = node.propose(write("b")).await.unwrap_err();
+    assert!(matches!(written, ProposeError::Stopped { .. }), "{written}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_most_members_nothing_is_acknowledged() {
     let (_cluster, mut nodes) = Cluster::three(1000).await;

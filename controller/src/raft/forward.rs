@@ -13,12 +13,12 @@ use rpc::v1::{
 };
 use state::State;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::log::ENTRY_BYTES_MAX;
 use super::network::MESSAGE_BYTES_MAX;
 use super::node::{At, LEADER_TIMEOUT, MemberChange, Node, Refusal};
+use super::peers::Channel;
 use super::types::{Member, MemberId};
 use crate::store::Dir;
 
@@ -112,6 +112,13 @@ impl<T> Try<T> {
     }
 }
 
+/// After one try.
+enum Pause {
+    Again,
+    TimeOver,
+    Stopped(String),
+}
+
 impl<T> From<Result<At<T>, Refusal>> for Try<T> {
     fn from(result: Result<At<T>, Refusal>) -> Self {
         match result {
@@ -159,8 +166,17 @@ impl<D: Dir> Node<D> {
                 Try::Overloaded => return Err(ProposeError::Overloaded),
                 Try::Stopped(cause) => return Err(ProposeError::Stopped { cause }),
             }
-            if !self.pause(deadline).await {
-                return Err(unknown.map_or(ProposeError::NoLeader, |cause| ProposeError::Unknown { cause }));
+            match self.pause(deadline).await {
+                Pause::Again => {}
+                Pause::TimeOver => {
+                    return Err(
+                        unknown.map_or(ProposeError::NoLeader, |cause| ProposeError::Unknown { cause })
+                    );
+                }
+                Pause::Stopped(stopped) => {
+                    let stopped = ProposeError::Stopped { cause: stopped };
+                    return Err(unknown.map_or(stopped, |cause| ProposeError::Unknown { cause }));
+                }
             }
         }
     }
@@ -176,8 +192,10 @@ impl<D: Dir> Node<D> {
                 Try::Unknown(_) | Try::Refused(_) | Try::Overloaded => hint = None,
                 Try::Stopped(cause) => return Err(ReadError::Stopped { cause }),
             }
-            if !self.pause(deadline).await {
-                return Err(ReadError::NoLeader);
+            match self.pause(deadline).await {
+                Pause::Again => {}
+                Pause::TimeOver => return Err(ReadError::NoLeader),
+                Pause::Stopped(cause) => return Err(ReadError::Stopped { cause }),
             }
         }
     }
@@ -224,8 +242,10 @@ impl<D: Dir> Node<D> {
                 Try::Refused(cause) => return Err(ChangeError::Refused(cause)),
                 Try::Stopped(cause) => return Err(ChangeError::Stopped(cause)),
             }
-            if !self.pause(deadline).await {
-                return Err(ChangeError::Unknown(last));
+            match self.pause(deadline).await {
+                Pause::Again => {}
+                Pause::TimeOver => return Err(ChangeError::Unknown(last)),
+                Pause::Stopped(cause) => return Err(ChangeError::Stopped(cause)),
             }
         }
     }
@@ -235,19 +255,22 @@ impl<D: Dir> Node<D> {
         hint.or(self.inner.leadership.borrow().leader)
     }
 
-    /// Waits until it may be worth trying again; false when the time is over.
-    async fn pause(&self, deadline: Instant) -> bool {
+    /// Waits until it may be worth trying again.
+    async fn pause(&self, deadline: Instant) -> Pause {
         if Instant::now() + PAUSE >= deadline {
-            return false;
+            return Pause::TimeOver;
         }
         let mut leadership = self.leadership();
+        leadership.mark_unchanged(); // a clone has seen what the one it came from has: nothing
         tokio::select! {
             biased;
-            // The channel outlives this call: an error can't come.
-            _ = leadership.changed() => {}
-            () = tokio::time::sleep(PAUSE) => {}
+            // Its other end goes with consensus: from then on nobody is ever known to lead.
+            changed = leadership.changed() => match changed {
+                Ok(()) => Pause::Again,
+                Err(_) => Pause::Stopped("consensus has ended".to_owned()),
+            },
+            () = tokio::time::sleep(PAUSE) => Pause::Again,
         }
-        true
     }
 
     async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<State, ReadError> {

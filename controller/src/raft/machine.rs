@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::RaftPayload;
@@ -270,6 +271,9 @@ impl<D: Dir> RaftSnapshotBuilder<Types> for Builder<D> {
     }
 }
 
+/// What a snapshot takes in simulated time.
+const SIMULATED_WORK: Duration = Duration::from_millis(30);
+
 /// Off the async threads; in place where no real thread may work.
 pub(super) async fn blocking<T: Send + 'static>(
     write_by: WriteBy,
@@ -277,6 +281,10 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> io::Result<T> {
     match write_by {
         WriteBy::Caller => work(),
+        WriteBy::Task => {
+            tokio::time::sleep(SIMULATED_WORK).await;
+            work()
+        }
         WriteBy::Thread => tokio::task::spawn_blocking(work)
             .await
             .map_err(io::Error::other)?,

@@ -18,6 +18,7 @@ pub mod types;
 pub use forward::{ChangeError, ProposeError, ReadError};
 pub use machine::{Applied, Changed};
 pub use node::{Leadership, MemberInfo, Node, NodeConfig, StartError};
+pub use peers::{Channel, Peers};
 pub use snapshot::SnapshotError;
 pub use types::{Member, MemberId};
 

@@ -23,11 +23,10 @@ use rpc::v1::raft_client::RaftClient;
 use rpc::v1::{Envelope, SnapshotChunk, snapshot_chunk};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::codec;
-use super::peers::{Lane, Peers};
+use super::peers::{Channel, Lane, Peers};
 use super::snapshot::SnapshotFile;
 use super::types::{Member, MemberId, SnapshotMeta, Types, Vote};
 use crate::store::Dir;

@@ -12,22 +12,19 @@ use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
 use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
-use rustls::ClientConfig;
 use state::State;
 use tokio::sync::{Semaphore, broadcast, watch};
-use tonic::transport::Channel;
 
 use super::forward::COMMAND_BYTES_MAX;
 use super::gather::Gather;
 use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
 use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
-use super::peers::{Lane, Peers};
+use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{Member, MemberId, Proposal, Types};
-use crate::store::Dir;
-use crate::store::os::OsDir;
 use crate::store::seal::Keys;
+use crate::store::{Dir, Disk};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -173,7 +170,7 @@ pub(super) enum Refusal {
 }
 
 /// The handle; clones are the same member.
-pub struct Node<D: Dir = OsDir> {
+pub struct Node<D: Dir = Disk> {
     pub(super) inner: Arc<Inner<D>>,
 }
 
@@ -198,17 +195,17 @@ pub(super) struct Inner<D: Dir> {
 }
 
 impl<D: Dir> Node<D> {
-    /// Opens what is on disk and begins to take part. `log` and `snapshots` are directories of this member's own; `tls`
-    /// is what it shows to the others. A new cluster also needs [`Node::initialize`].
+    /// Opens what is on disk and begins to take part. `log` and `snapshots` are directories of this member's own; `peers`
+    /// is how it reaches the others. A new cluster also needs [`Node::initialize`].
     pub async fn start(
         config: NodeConfig,
         log: D,
         snapshots: D,
-        tls: ClientConfig,
+        peers: impl Into<Peers>,
     ) -> Result<Self, StartError> {
         let library = Arc::new(config.library()?);
         let published = Published::new();
-        let peers = Peers::new(tls);
+        let peers = peers.into();
         let (segment_bytes, write_by) = (config.segment_bytes, config.write_by);
         let keys = config.keys;
         let open = move || -> Result<_, StartError> {
@@ -217,7 +214,7 @@ impl<D: Dir> Node<D> {
             Ok((LogStore::open(log, segment_bytes, keys, write_by)?, snapshots))
         };
         let opened = match write_by {
-            WriteBy::Caller => open(),
+            WriteBy::Caller | WriteBy::Task => open(),
             WriteBy::Thread => match tokio::task::spawn_blocking(open).await {
                 Ok(opened) => opened,
                 Err(cause) => return Err(StartError::Consensus(cause.to_string())),

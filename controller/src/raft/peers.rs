@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::{Request, Response};
 use rpc::tls::TlsError;
 use rustls::ClientConfig;
-use tonic::transport::Channel;
+use tonic::Status;
+use tonic::body::Body;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
 
 use super::types::{Member, MemberId};
 use crate::security::identity::member_server_name;
@@ -23,10 +27,19 @@ pub enum Lane {
     Calls,
 }
 
+/// What calls to another member are made over.
+pub type Channel = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
+
+/// How members are reached: over mTLS, or over a simulated network.
+pub trait Transport: Send + Sync + 'static {
+    /// What calls to this member are made over; it connects when it is first used.
+    fn channel(&self, id: MemberId, member: &Member, lane: Lane) -> Result<Channel, TlsError>;
+}
+
 /// Channels to members, by number and lane.
 #[derive(Clone)]
 pub struct Peers {
-    tls: Arc<ClientConfig>,
+    transport: Arc<dyn Transport>,
     channels: Arc<Mutex<Channels>>,
 }
 
@@ -34,10 +47,10 @@ pub struct Peers {
 type Channels = HashMap<(MemberId, Lane), (String, Channel)>;
 
 impl Peers {
-    /// With the certificate that we show to others.
-    pub fn new(tls: ClientConfig) -> Self {
+    /// None connected yet.
+    pub fn new(transport: impl Transport) -> Self {
         Self {
-            tls: Arc::new(tls),
+            transport: Arc::new(transport),
             channels: Arc::default(),
         }
     }
@@ -50,8 +63,7 @@ impl Peers {
         {
             return Ok(channel.clone());
         }
-        let endpoints = [member.peer_address.clone()];
-        let channel = rpc::tls::channel_with(&endpoints, self.tls.clone(), &member_server_name(id))?;
+        let channel = self.transport.channel(id, member, lane)?;
         channels.insert((id, lane), (member.peer_address.clone(), channel.clone()));
         Ok(channel)
     }
@@ -60,5 +72,24 @@ impl Peers {
     pub fn forget(&self, id: MemberId) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.retain(|(other, _), _| *other != id);
+    }
+}
+
+/// With the certificate that we show to others.
+impl From<ClientConfig> for Peers {
+    fn from(tls: ClientConfig) -> Self {
+        Self::new(Tls(Arc::new(tls)))
+    }
+}
+
+struct Tls(Arc<ClientConfig>);
+
+impl Transport for Tls {
+    fn channel(&self, id: MemberId, member: &Member, _: Lane) -> Result<Channel, TlsError> {
+        let endpoints = [member.peer_address.clone()];
+        let channel = rpc::tls::channel_with(&endpoints, self.0.clone(), &member_server_name(id))?;
+        Ok(Channel::new(
+            channel.map_err(|cause| Status::from_error(Box::new(cause))),
+        ))
     }
 }

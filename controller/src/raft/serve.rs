@@ -26,6 +26,14 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl<D: Dir> Node<D> {
+    /// What other members call, beside `more`.
+    pub(crate) fn routes(&self, more: Routes) -> Routes {
+        let service = RaftServer::new(PeerService { node: self.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        more.add_service(service)
+    }
+
     /// Serves the other members until `stop` resolves, with `more` services of other parts of this process beside
     /// consensus. The TLS configuration must require certificates.
     pub async fn serve(
@@ -35,9 +43,6 @@ impl<D: Dir> Node<D> {
         more: Routes,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        let service = RaftServer::new(PeerService { node: self.clone() })
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let incoming = listen::accept(listener, Arc::new(tls), CONNECTIONS_MAX);
         Server::builder()
             .max_connection_age(CONNECTION_AGE_MAX)
@@ -46,7 +51,7 @@ impl<D: Dir> Node<D> {
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_routes(more.add_service(service))
+            .add_routes(self.routes(more))
             .serve_with_incoming_shutdown(incoming, stop)
             .await
     }

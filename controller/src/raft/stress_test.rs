@@ -9,6 +9,7 @@ use proto::state::v1::Command;
 use super::Node;
 use super::cluster_test::{Cluster, applied, write};
 use super::node::{At, Refusal};
+use crate::store::os::OsDir;
 
 /// Writers at a time, and writes of each.
 const WRITERS: usize = 64;
@@ -17,7 +18,7 @@ const WRITES: usize = 100;
 const SNAPSHOT_ENTRIES: u64 = 100;
 
 /// Commits a command as an entry of its own, wherever the leader is.
-async fn entry(nodes: &[Node], command: &Command) {
+async fn entry(nodes: &[Node<OsDir>], command: &Command) {
     loop {
         for node in nodes {
             match node.propose_here(vec![command.encode_to_vec()]).await {
@@ -34,7 +35,7 @@ async fn entry(nodes: &[Node], command: &Command) {
 async fn writes_go_on_through_repeated_snapshots_and_purges() {
     let (_cluster, nodes) = Cluster::three(SNAPSHOT_ENTRIES).await;
     let writers = (0..WRITERS).map(|writer| {
-        let nodes: Vec<Node> = nodes.iter().map(|member| member.node.clone()).collect();
+        let nodes: Vec<Node<OsDir>> = nodes.iter().map(|member| member.node.clone()).collect();
         tokio::spawn(async move {
             for i in 0..WRITES {
                 // Few different ones: what is tested is the log, not the state.

@@ -18,7 +18,16 @@ openraft::declare_raft_types!(
         NodeId = MemberId,
         Node = Member,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, MemberId>,
+        AsyncRuntime = Runtime,
 );
+
+#[cfg(not(feature = "simulation"))]
+#[allow(deprecated)] // the other name is in a crate of its own
+type Runtime = openraft::impls::TokioRuntime;
+/// Whose randomness comes from a seed.
+#[cfg(feature = "simulation")]
+#[allow(deprecated)]
+pub(crate) type Runtime = openraft::rt::deterministic_rng::DeterministicRng<openraft::impls::TokioRuntime>;
 
 /// Log id: term and index.
 pub type LogId = openraft::type_config::alias::LogIdOf<Types>;

@@ -10,20 +10,28 @@ pub mod listen;
 pub mod live;
 pub mod token;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// A random UUID: request ids, uids, the cluster's id.
 pub fn new_uuid() -> String {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
+    let random = random_bytes();
     uuid::Builder::from_random_bytes(random).into_uuid().to_string()
 }
 
 /// Seconds since 1970, for validity checks.
 pub fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
+    crate::clock::now().as_secs()
+}
+
+#[cfg(not(feature = "simulation"))]
+fn random_bytes() -> [u8; 16] {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
+    random
+}
+
+/// Ids decide orders: in a simulation they come from its seed.
+#[cfg(feature = "simulation")]
+fn random_bytes() -> [u8; 16] {
+    crate::simulated::random_bytes()
 }
 
 #[cfg(test)]

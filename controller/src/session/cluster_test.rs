@@ -33,6 +33,7 @@ use crate::security::ca::{Authority, Subject};
 use crate::security::listen;
 use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::{new_uuid, unix_now};
+use crate::store::Disk;
 use crate::store::os::OsDir;
 use crate::store::seal::{self, Keys};
 
@@ -56,7 +57,7 @@ impl Controller {
             .issue(&Subject::Member { id, hosts: vec![] }, unix_now())
             .unwrap();
         let live = LiveCertificate::new(&issued).unwrap();
-        let open = |name: &str| OsDir::open(&tmp.path().join(name)).unwrap();
+        let open = |name: &str| Disk::from(OsDir::open(&tmp.path().join(name)).unwrap());
         let config = NodeConfig {
             segment_bytes: 8 << 20,
             heartbeat: Duration::from_millis(100),

@@ -1,6 +1,6 @@
 //! The sessions that agents hold with this member: one for each node, a newer one in place of the older.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rpc::v1::Open;
@@ -37,7 +37,8 @@ struct Inner {
     number: u64,
     /// Why no session is taken any more.
     closed: Option<Status>,
-    open: HashMap<String, Entry>,
+    /// By node.
+    open: BTreeMap<String, Entry>,
 }
 
 struct Entry {
@@ -136,7 +137,7 @@ impl Sessions {
     /// Ends all of them; no new one is taken.
     pub(crate) fn close_all(&self, status: Status) {
         let mut inner = self.inner();
-        for (node, entry) in inner.open.drain() {
+        for (node, entry) in std::mem::take(&mut inner.open) {
             self.reports.leave(&node);
             finish(entry, status.clone());
         }

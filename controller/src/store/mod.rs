@@ -2,11 +2,15 @@
 //! crashes, tears, fills up and fails as real ones do. What is sealed (`seal.rs`) nobody reads without this member's key.
 
 pub mod blocks;
+mod disk;
 pub mod os;
 pub mod seal;
 pub mod sim;
 
 use std::io;
+use std::time::Duration;
+
+pub use disk::{Disk, DiskFile};
 
 /// One flat directory that this process owns.
 pub trait Dir: Clone + Send + Sync + 'static {
@@ -26,6 +30,10 @@ pub trait Dir: Clone + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Where it is, for messages.
     fn display(&self) -> String;
+    /// How long the next batch of writes takes in simulated time; a real disk takes its own.
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An open file; readers and the one writer share it.

@@ -3,9 +3,10 @@
 //!
 //! Directory changes that were not synced survive as a prefix, in order, as journalling file systems keep them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::{Dir, File};
 
@@ -54,6 +55,8 @@ struct World {
     operations: u64,
     fault: Fault,
     stalled: bool,
+    /// Longest wait of a batch of writes.
+    latency_max: Duration,
     random: u64,
 }
 
@@ -82,6 +85,7 @@ impl SimDir {
             operations: 0,
             fault,
             stalled: false,
+            latency_max: Duration::ZERO,
             random: seed.wrapping_mul(2).wrapping_add(1),
         };
         let disk = Disk {
@@ -94,6 +98,21 @@ impl SimDir {
     /// From now on every operation that changes something waits, until the machine crashes.
     pub fn stall(&self) {
         self.disk.lock().stalled = true;
+    }
+
+    /// From now on this goes wrong, in place of what was to.
+    pub fn set_fault(&self, fault: Fault) {
+        self.lock().fault = fault;
+    }
+
+    /// What is to go wrong.
+    pub fn fault(&self) -> Fault {
+        self.lock().fault
+    }
+
+    /// From now on a batch of writes takes up to this long, in simulated time.
+    pub fn set_latency(&self, max: Duration) {
+        self.lock().latency_max = max;
     }
 
     /// How many operations were counted.
@@ -112,7 +131,12 @@ impl SimDir {
         for change in changes {
             change.apply(&mut names);
         }
-        let mut inodes = world.inodes.clone();
+        let linked: BTreeSet<usize> = names.values().copied().collect();
+        let found = |(number, inode): (usize, &Inode)| match linked.contains(&number) {
+            true => inode.clone(),
+            false => Inode::default(), // removed: only whoever had it open could read it
+        };
+        let mut inodes: Vec<Inode> = world.inodes.iter().enumerate().map(found).collect();
         for inode in &mut inodes {
             for (offset, bytes) in std::mem::take(&mut inode.unsynced_writes) {
                 for (i, sector) in sectors(offset, &bytes) {
@@ -125,10 +149,12 @@ impl SimDir {
         }
         let random = world.next();
         (world.fault, world.stalled) = (Fault::CrashAt(0), false);
+        let latency_max = world.latency_max;
         drop(world);
         self.disk.moves.notify_all();
         let disk = Self::new(fault, random);
         let mut next = disk.lock();
+        next.latency_max = latency_max;
         next.inodes = inodes;
         next.names = names.clone();
         next.durable_names = names;
@@ -293,6 +319,12 @@ impl Dir for SimDir {
     fn display(&self) -> String {
         "the simulated disk".to_owned()
     }
+
+    fn latency(&self) -> Duration {
+        let mut world = self.lock();
+        let max = world.latency_max.as_micros() as usize;
+        Duration::from_micros(world.below(max + 1) as u64)
+    }
 }
 
 impl SimFile {
@@ -353,9 +385,11 @@ impl File for SimFile {
         if crashed {
             return step; // what was to be synced may have got there or not
         }
-        inode.unsynced_writes.clear();
+        let writes = std::mem::take(&mut inode.unsynced_writes);
         if step.is_ok() {
-            inode.durable = inode.bytes.clone();
+            for (offset, bytes) in writes {
+                put(&mut inode.durable, offset, &bytes);
+            }
         } // else the pages are clean and lost: a second sync succeeds without them
         step
     }

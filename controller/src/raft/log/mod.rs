@@ -124,8 +124,10 @@ impl From<LogError> for io::Error {
 pub enum WriteBy {
     /// A thread of its own.
     Thread,
-    /// The caller, at once: under a simulated clock no real thread may work.
+    /// The caller, at once.
     Caller,
+    /// A task that takes the disk's latency: as the thread, under a simulated clock, where no real thread may work.
+    Task,
 }
 
 /// The log of one member.

@@ -1,4 +1,4 @@
-//! The one writer: a thread with a bounded queue, or the caller itself.
+//! The one writer: a thread or a task with a bounded queue, or the caller itself.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -47,8 +47,9 @@ pub(super) enum Op {
 }
 
 pub(super) enum Writer<D: Dir> {
-    Thread {
+    Queue {
         ops: Option<mpsc::Sender<Op>>,
+        /// None for a task: it ends with the queue.
         thread: Option<JoinHandle<()>>,
     },
     Caller(Box<Mutex<Hand<D>>>),
@@ -76,9 +77,17 @@ impl<D: Dir> Writer<D> {
                     .name("log-writer".to_owned())
                     .spawn(move || hand.run(queue))
                     .map_err(LogError::Thread)?;
-                Ok(Self::Thread {
+                Ok(Self::Queue {
                     ops: Some(ops),
                     thread: Some(thread),
+                })
+            }
+            WriteBy::Task => {
+                let (ops, queue) = mpsc::channel(QUEUE_MAX);
+                tokio::spawn(hand.run_in_simulated_time(queue));
+                Ok(Self::Queue {
+                    ops: Some(ops),
+                    thread: None,
                 })
             }
         }
@@ -90,7 +99,7 @@ impl<D: Dir> Writer<D> {
                 hand.lock().expect("no holder panics").carry_out(vec![op]);
                 Ok(())
             }
-            Self::Thread { ops, .. } => {
+            Self::Queue { ops, .. } => {
                 let ops = ops.as_ref().expect("taken only when dropped");
                 ops.send(op)
                     .await
@@ -113,8 +122,8 @@ impl<D: Dir> Drop for Writer<D> {
     fn drop(&mut self) {
         match self {
             Self::Caller(hand) => hand.get_mut().expect("no holder panics").finish(),
-            Self::Thread { ops, thread } => {
-                drop(ops.take()); // the thread ends after what is queued
+            Self::Queue { ops, thread } => {
+                drop(ops.take()); // whoever writes ends after what is queued
                 if let Some(thread) = thread.take()
                     && thread.join().is_err()
                 {
@@ -128,14 +137,15 @@ impl<D: Dir> Drop for Writer<D> {
 impl<D: Dir> Hand<D> {
     fn run(&mut self, mut queue: mpsc::Receiver<Op>) {
         while let Some(first) = queue.blocking_recv() {
-            let mut bytes = first.bytes();
-            let mut batch = vec![first];
-            while bytes < FRAME_BYTES && batch.len() < BATCH_MAX {
-                let Ok(op) = queue.try_recv() else { break };
-                bytes += op.bytes();
-                batch.push(op);
-            }
-            self.carry_out(batch);
+            self.carry_out(batch(first, &mut queue));
+        }
+        self.finish();
+    }
+
+    async fn run_in_simulated_time(mut self, mut queue: mpsc::Receiver<Op>) {
+        while let Some(first) = queue.recv().await {
+            tokio::time::sleep(self.core.dir.latency()).await;
+            self.carry_out(batch(first, &mut queue));
         }
         self.finish();
     }
@@ -213,6 +223,18 @@ impl<D: Dir> Hand<D> {
             tracing::warn!(error = %chain(&cause), "failed to note what is committed; the next start asks the leader");
         }
     }
+}
+
+/// What was asked for meanwhile goes with it.
+fn batch(first: Op, queue: &mut mpsc::Receiver<Op>) -> Vec<Op> {
+    let mut bytes = first.bytes();
+    let mut batch = vec![first];
+    while bytes < FRAME_BYTES && batch.len() < BATCH_MAX {
+        let Ok(op) = queue.try_recv() else { break };
+        bytes += op.bytes();
+        batch.push(op);
+    }
+    batch
 }
 
 impl Op {
