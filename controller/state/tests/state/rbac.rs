@@ -388,9 +388,9 @@ fn a_pod_needs_the_service_account_that_it_names() {
         unreachable!("it is put");
     };
     let apply = Op::Apply(Apply {
+        said: object.clone(),
         object,
         manager: "ctl".to_owned(),
-        ..Default::default()
     });
     for operation in [named("robot"), apply] {
         let outcome = state.apply(&transaction(1, vec![operation]));
