@@ -30,6 +30,9 @@ pub(super) struct Asked<Q, A> {
     answer: oneshot::Sender<Try<A>>,
 }
 
+/// An encoded command.
+type Proposed<A> = Asked<Vec<u8>, A>;
+
 /// Where calls are gathered.
 pub(super) struct Gather {
     proposals: mpsc::Sender<Asked<Vec<u8>, CommandReply>>,
@@ -115,9 +118,9 @@ async fn proposals<D: Dir>(member: Weak<Inner<D>>, mut queue: mpsc::Receiver<Ask
 
 /// What waits, up to what one entry is to hold; and what was taken and had no room.
 fn batch<A>(
-    first: Asked<Vec<u8>, A>,
-    queue: &mut mpsc::Receiver<Asked<Vec<u8>, A>>,
-) -> (Vec<Asked<Vec<u8>, A>>, Option<Asked<Vec<u8>, A>>) {
+    first: Proposed<A>,
+    queue: &mut mpsc::Receiver<Proposed<A>>,
+) -> (Vec<Proposed<A>>, Option<Proposed<A>>) {
     let mut bytes = first.what.len();
     let mut batch = vec![first];
     while batch.len() < BATCH_COMMANDS_MAX {
