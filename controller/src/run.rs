@@ -131,6 +131,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let api_listener = bind(options.api).await?;
     let peer_listener = bind(options.peers).await?;
     let metrics_listener = bind(options.metrics).await?;
+    let audit = places.open_audit(&identity.name)?;
     let (log, snapshots) = places.open_store()?;
     let config = NodeConfig {
         heartbeat: options.heartbeat,
@@ -160,7 +161,6 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         live.clone()
             .keep(move |now| authority.issue(&subject, now), unix_now)
     });
-    let audit = places.open_audit(&identity.name)?;
     let promotion = tokio::spawn(ask_for_a_vote(node.clone()));
     let dropping = tokio::spawn(storage_keys::drop_unused(places, keys));
     let mut loops = JoinSet::new();

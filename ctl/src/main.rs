@@ -13,6 +13,7 @@ mod files;
 mod output;
 mod pods;
 mod rows;
+mod selected;
 mod target;
 mod unified;
 mod verb;

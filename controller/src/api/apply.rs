@@ -43,6 +43,7 @@ impl Service {
             let early = match attempt == 0 && quick {
                 true => {
                     let state = self.node.stale();
+                    // What speaks against it here may be over elsewhere: the look at the newest state tells.
                     let decided = decide(&state, &request, &id).await?.ok();
                     decided
                         .filter(|decision| !decision.transaction.operations.is_empty())

@@ -248,9 +248,9 @@ impl Api for Service {
                 Ok(access::apply(&request.items, &request.request_id, state))
             })
             .await?;
-        let who = admitted.who.clone();
-        let answer = admitted.done(self.do_apply(request, &who).await).await?;
-        Ok(Response::new(self.without_unreadable(&who, answer)))
+        let answer = self.do_apply(request, &admitted.who).await;
+        let answer = answer.map(|answer| self.without_unreadable(&admitted.who, answer));
+        admitted.done(answer).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
@@ -387,8 +387,7 @@ impl Api for Service {
         let request = request.into_inner();
         let needs = access::of_pod(&open::Call::Logs(request.clone()), request.pod.as_ref())?;
         let admitted = self.admit(Call::reads("Logs"), asker, |_| Ok(needs)).await?;
-        let who = admitted.who.clone();
-        let answer = self.do_logs(&who, request).await;
+        let answer = self.do_logs(&admitted.who, request).await;
         admitted.done(answer).await.map(Response::new)
     }
 
@@ -407,11 +406,8 @@ impl Api for Service {
         let request = request.into_inner();
         let needs = access::of_pod(&open::Call::Inspect(request.clone()), Some(&request))?;
         let admitted = self.admit(Call::reads("Inspect"), asker, |_| Ok(needs)).await?;
-        let who = admitted.who.clone();
-        admitted
-            .done(self.do_inspect(&who, request).await)
-            .await
-            .map(Response::new)
+        let answer = self.do_inspect(&admitted.who, request).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     async fn describe(&self, request: Request<PodRef>) -> Result<Response<DescribeResponse>, Status> {
@@ -419,11 +415,8 @@ impl Api for Service {
         let request = request.into_inner();
         let needs = access::of_pod(&open::Call::Describe(request.clone()), Some(&request))?;
         let admitted = self.admit(Call::reads("Describe"), asker, |_| Ok(needs)).await?;
-        let who = admitted.who.clone();
-        admitted
-            .done(self.do_describe(&who, request).await)
-            .await
-            .map(Response::new)
+        let answer = self.do_describe(&admitted.who, request).await;
+        admitted.done(answer).await.map(Response::new)
     }
 
     type ImportImageStream = BoxStream<'static, Result<ImportProgress, Status>>;
@@ -437,8 +430,7 @@ impl Api for Service {
         let admitted = self
             .admit(Call::writes("ImportImage"), asker, |_| Ok(needs))
             .await?;
-        let who = admitted.who.clone();
-        let answer = self.do_import(&who, request.into_inner()).await;
+        let answer = self.do_import(&admitted.who, request.into_inner()).await;
         admitted.done(answer).await.map(Response::new)
     }
 
@@ -451,8 +443,7 @@ impl Api for Service {
         let admitted = self
             .admit(Call::reads("ListImages"), asker, |_| Ok(needs))
             .await?;
-        let who = admitted.who.clone();
-        let answer = self.do_list_images(&who, request.into_inner()).await;
+        let answer = self.do_list_images(&admitted.who, request.into_inner()).await;
         admitted.done(answer).await.map(Response::new)
     }
 

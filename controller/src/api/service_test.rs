@@ -303,6 +303,20 @@ async fn a_retry_writes_once_and_a_refusal_changes_nothing() {
     assert_eq!(one.get("b").await.unwrap_err().code(), Code::NotFound);
 }
 
+/// What it has itself may be out of date: only what is written rests on it.
+#[tokio::test]
+async fn an_apply_that_writes_nothing_is_not_answered_from_what_one_member_has() {
+    let one = One::new().await;
+    one.apply(vec![map("a", "1", "red")], "r1").await.unwrap();
+    one.service.node.clone().shutdown().await;
+    let mut elsewhere = map("b", "1", "red");
+    object::meta_mut(&mut elsewhere).namespace = "absent".to_owned();
+    for (object, request) in [(map("a", "1", "red"), "r2"), (elsewhere, "r3")] {
+        let refused = one.apply(vec![object], request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_writers_of_one_object_all_get_through() {
     let one = Arc::new(One::new().await);

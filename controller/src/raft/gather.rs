@@ -35,13 +35,13 @@ type Proposed<A> = Asked<Vec<u8>, A>;
 
 /// Where calls are gathered.
 pub(super) struct Gather {
-    proposals: mpsc::Sender<Asked<Vec<u8>, CommandReply>>,
+    proposals: mpsc::Sender<Proposed<CommandReply>>,
     reads: mpsc::Sender<Asked<(), u64>>,
 }
 
 /// The other ends.
 pub(super) struct Gathered {
-    proposals: mpsc::Receiver<Asked<Vec<u8>, CommandReply>>,
+    proposals: mpsc::Receiver<Proposed<CommandReply>>,
     reads: mpsc::Receiver<Asked<(), u64>>,
 }
 
@@ -90,7 +90,7 @@ impl Gathered {
     }
 }
 
-async fn proposals<D: Dir>(member: Weak<Inner<D>>, mut queue: mpsc::Receiver<Asked<Vec<u8>, CommandReply>>) {
+async fn proposals<D: Dir>(member: Weak<Inner<D>>, mut queue: mpsc::Receiver<Proposed<CommandReply>>) {
     let mut under_way = FuturesUnordered::new();
     // What had no room in the last entry.
     let mut held = None;
@@ -134,7 +134,7 @@ fn batch<A>(
     (batch, None)
 }
 
-async fn propose<D: Dir>(node: Node<D>, batch: Vec<Asked<Vec<u8>, CommandReply>>) {
+async fn propose<D: Dir>(node: Node<D>, batch: Vec<Proposed<CommandReply>>) {
     let hint = batch.first().and_then(|first| first.hint);
     let (commands, answers): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|asked| (asked.what, asked.answer)).unzip();

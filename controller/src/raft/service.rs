@@ -79,7 +79,7 @@ impl<D: Dir> PeerService<D> {
     }
 }
 
-/// Small commands may have large answers: those that don't fit into one message are asked for again, each by itself.
+/// Small commands may have large answers: those that don't fit into one message are asked for again.
 fn fitting(mut replies: Vec<CommandReply>) -> CommandReplies {
     let mut room = REPLIES_BYTES_MAX;
     // The first always fits: a single one is what a command may answer.
@@ -253,5 +253,29 @@ impl<D: Dir> RaftService for PeerService<D> {
     async fn progress(&self, request: Request<ProgressRequest>) -> Result<Response<ProgressReply>, Status> {
         member(&request)?;
         Ok(Response::new(self.node.progress()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::state::v1::{Refused, command_reply};
+
+    use super::*;
+
+    #[test]
+    fn answers_that_have_no_room_are_left_empty_but_the_first() {
+        let reply = |bytes: usize| {
+            let refused = Refused {
+                message: "x".repeat(bytes),
+                ..Refused::default()
+            };
+            CommandReply {
+                reply: Some(command_reply::Reply::Refused(refused)),
+            }
+        };
+        let large = 2 * REPLIES_BYTES_MAX;
+        let replies = fitting(vec![reply(large), reply(10), reply(large), reply(10)]).replies;
+        let there: Vec<bool> = replies.iter().map(|reply| reply.reply.is_some()).collect();
+        assert_eq!(there, [true, true, false, true]);
     }
 }

@@ -29,7 +29,16 @@ const ENTRY_BYTES: usize = 128;
 #[derive(Clone, Default)]
 pub(crate) struct History {
     entries: OrdMap<u64, Arc<Entry>>,
-    by_key: OrdMap<ObjectKey, Vector<u64>>,
+    by_key: OrdMap<ObjectKey, Forms>,
+    bytes: usize,
+}
+
+/// Of one object.
+#[derive(Clone, Default)]
+struct Forms {
+    /// Oldest first.
+    revisions: Vector<u64>,
+    /// What they take together.
     bytes: usize,
 }
 
@@ -76,7 +85,8 @@ pub(crate) struct Change<'a> {
 impl History {
     /// What is known of an object, oldest first.
     pub(crate) fn of<'a>(&'a self, key: &ObjectKey) -> impl Iterator<Item = Past> + 'a {
-        let revisions = self.by_key.get(key).into_iter().flatten();
+        let forms = self.by_key.get(key).into_iter();
+        let revisions = forms.flat_map(|forms| &forms.revisions);
         revisions.filter_map(|revision| self.at(*revision))
     }
 
@@ -94,24 +104,26 @@ impl History {
     pub(crate) fn note(
         &mut self,
         key: &ObjectKey,
-        before: Option<&Object>,
-        after: Option<&Object>,
+        before: Option<Object>,
+        after: Option<Object>,
         change: &Change<'_>,
     ) {
-        let (old, new) = (before.map(form), after.map(form));
-        if old == new {
-            return;
-        }
         // Of what was there before anybody was noted, at least the last form is known then.
-        if let (Some(before), false) = (before, self.by_key.contains_key(key)) {
+        let known = before.as_ref().map(|before| {
             let meta = object::meta(before);
-            let known = Change {
+            Change {
                 revision: meta.resource_version.parse().unwrap_or(0),
                 time: meta.creation_timestamp,
                 actor: "",
                 verb: "",
                 created: false,
-            };
+            }
+        });
+        let (old, new) = (before.map(form), after.map(form));
+        if old == new {
+            return;
+        }
+        if let Some(known) = known.filter(|_| !self.by_key.contains_key(key)) {
             self.push(key, old, &known);
         }
         self.push(key, new, change);
@@ -146,18 +158,14 @@ impl History {
             created: change.created,
             form: form.map(|form| form.encode_to_vec().into()),
         };
-        self.bytes += entry.bytes();
+        let bytes = entry.bytes();
+        self.bytes += bytes;
         self.entries.insert(change.revision, Arc::new(entry));
-        self.by_key
-            .entry(key.clone())
-            .or_default()
-            .push_back(change.revision);
-        while self.too_many(key) {
-            let oldest = self
-                .by_key
-                .get(key)
-                .and_then(|revisions| revisions.front().copied());
-            self.drop(oldest);
+        let forms = self.by_key.entry(key.clone()).or_default();
+        forms.bytes += bytes;
+        forms.revisions.push_back(change.revision);
+        while let Some(forms) = self.by_key.get(key).filter(|forms| forms.too_many()) {
+            self.drop(forms.revisions.front().copied());
         }
         while self.entries.len() > ALL_FORMS_MAX || self.bytes > ALL_BYTES_MAX {
             let oldest = self.entries.get_min().map(|(revision, _)| *revision);
@@ -165,45 +173,46 @@ impl History {
         }
     }
 
-    fn too_many(&self, key: &ObjectKey) -> bool {
-        let Some(revisions) = self.by_key.get(key) else {
-            return false;
-        };
-        let entries = revisions.iter().filter_map(|revision| self.entries.get(revision));
-        let bytes: usize = entries.map(|entry| entry.bytes()).sum();
-        revisions.len() > FORMS_MAX || (bytes > OBJECT_BYTES_MAX && revisions.len() > 2)
-    }
-
     fn drop(&mut self, revision: Option<u64>) {
         let Some(entry) = revision.and_then(|revision| self.entries.remove(&revision)) else {
             return;
         };
         self.bytes -= entry.bytes();
-        let Some(revisions) = self.by_key.get_mut(&entry.key) else {
+        let Some(forms) = self.by_key.get_mut(&entry.key) else {
             return;
         };
-        revisions.retain(|other| Some(*other) != revision);
-        if revisions.is_empty() {
+        forms.bytes -= entry.bytes();
+        forms.revisions.retain(|other| Some(*other) != revision);
+        if forms.revisions.is_empty() {
             self.by_key.remove(&entry.key);
         }
     }
 
     /// Whether it is within its bounds and its two maps agree.
     pub(crate) fn is_sound(&self) -> bool {
-        let listed: usize = self.by_key.values().map(Vector::len).sum();
+        let listed: usize = self.by_key.values().map(|forms| forms.revisions.len()).sum();
         let bytes: usize = self.entries.values().map(|entry| entry.bytes()).sum();
-        let owned = self.by_key.iter().all(|(key, revisions)| {
+        let owned = self.by_key.iter().all(|(key, Forms { revisions, bytes })| {
             let rising = revisions.iter().zip(revisions.iter().skip(1)).all(|(a, b)| a < b);
-            let mut entries = revisions.iter().map(|revision| self.entries.get(revision));
+            let entries = revisions.iter().filter_map(|revision| self.entries.get(revision));
+            let entries: Vec<&Arc<Entry>> = entries.filter(|entry| entry.key == *key).collect();
             rising
                 && revisions.len() <= FORMS_MAX
-                && entries.all(|entry| entry.is_some_and(|entry| entry.key == *key))
+                && entries.len() == revisions.len()
+                && entries.iter().map(|entry| entry.bytes()).sum::<usize>() == *bytes
         });
         owned
             && listed == self.entries.len()
             && bytes == self.bytes
             && bytes <= ALL_BYTES_MAX
             && listed <= ALL_FORMS_MAX
+    }
+}
+
+impl Forms {
+    fn too_many(&self) -> bool {
+        let count = self.revisions.len();
+        count > FORMS_MAX || (self.bytes > OBJECT_BYTES_MAX && count > 2)
     }
 }
 
@@ -215,8 +224,7 @@ impl fmt::Debug for History {
 }
 
 /// An object without what the cluster sets.
-fn form(object: &Object) -> Object {
-    let mut form = object.clone();
+fn form(mut form: Object) -> Object {
     object::clear_status(&mut form);
     let meta = object::meta_mut(&mut form);
     meta.annotations.remove(REVISION_ANNOTATION);

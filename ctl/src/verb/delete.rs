@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use model::{Kind, object};
+use model::object;
 use proto::state::v1::{DeleteOp, Key};
 use rpc::v1::DeleteRequest;
 
-use crate::cluster::{Cluster, Query};
+use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::files::Files;
 use crate::output::Output;
-use crate::target::{self, Targets};
+use crate::selected::Selected;
+use crate::target;
 use crate::verb::{apply, get};
 use crate::waiting;
 
@@ -22,18 +23,8 @@ pub(crate) struct Delete {
     targets: Vec<String>,
     #[command(flatten)]
     files: Files,
-    /// All objects of the kind with these labels
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    selector: String,
-    /// All objects of the kind in the namespace
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    selected: Selected,
     /// What becomes of what the object owns
     #[arg(long, value_name = "HOW", default_value = "background", value_parser = ["background", "foreground", "orphan"])]
     cascade: String,
@@ -143,35 +134,5 @@ async fn keys(args: &Delete, cluster: &Cluster, namespace: Option<&str>) -> Resu
             .filter(|key| seen.insert((key.kind.clone(), key.namespace.clone(), key.name.clone())))
             .collect());
     }
-    match target::parse(&args.targets)? {
-        Targets::Named(named) => Ok(named
-            .into_iter()
-            .map(|(kind, name)| target::key(kind, &cluster.namespace, name))
-            .collect()),
-        Targets::Kinds(kinds) => {
-            if args.selector.is_empty() && !args.all {
-                return Err(CtlError::Usage(
-                    "name objects, or give -l SELECTOR or --all".to_owned(),
-                ));
-            }
-            let mut keys = Vec::new();
-            for kind in kinds {
-                if kind == Kind::Event {
-                    return Err(CtlError::Usage("events go by themselves".to_owned()));
-                }
-                let query = Query {
-                    kind: kind.as_str().to_owned(),
-                    namespace: if kind.namespaced() {
-                        cluster.namespace.clone()
-                    } else {
-                        String::new()
-                    },
-                    labels: args.selector.clone(),
-                    fields: String::new(),
-                };
-                keys.extend(cluster.list(&query).await?.items.iter().map(object::key));
-            }
-            Ok(keys)
-        }
-    }
+    args.selected.keys(&args.targets, cluster).await
 }

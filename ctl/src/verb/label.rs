@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use model::{Kind, object};
-use proto::state::v1::Key;
+use model::object;
 use proto::v1::{Object, ObjectMeta};
 
 use crate::change;
-use crate::cluster::{Cluster, Query};
+use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::target::{self, Targets};
+use crate::selected::Selected;
+use crate::target;
 
 /// Arguments of `ctl label` and `ctl annotate`.
 #[derive(clap::Args)]
@@ -21,18 +21,8 @@ pub(crate) struct Change {
     /// Give keys that have a value already another one
     #[arg(long)]
     overwrite: bool,
-    /// All objects of the kind in the namespace
-    #[arg(long)]
-    all: bool,
-    /// Only objects with these labels
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    selector: String,
+    #[command(flatten)]
+    selected: Selected,
     /// Show what the objects have
     #[arg(long)]
     list: bool,
@@ -95,7 +85,7 @@ async fn run(args: Change, map: Map, cluster: &Cluster, out: &mut Output) -> Res
         true => set,
         false => removed,
     };
-    for key in keys(&args, &resources, cluster).await? {
+    for key in args.selected.keys(&resources, cluster).await? {
         let shown = target::shown(&key);
         if !steps.is_empty() {
             let overwrite = args.overwrite;
@@ -162,37 +152,6 @@ fn split(words: &[String]) -> Result<(Vec<String>, Vec<Step>), CtlError> {
         parsed.push(step);
     }
     Ok((resources.to_vec(), parsed))
-}
-
-async fn keys(args: &Change, resources: &[String], cluster: &Cluster) -> Result<Vec<Key>, CtlError> {
-    let kinds = match target::parse(resources)? {
-        Targets::Named(named) => {
-            let key = |(kind, name)| target::key(kind, &cluster.namespace, name);
-            return Ok(named.into_iter().map(key).collect());
-        }
-        Targets::Kinds(kinds) => kinds,
-    };
-    if args.selector.is_empty() && !args.all {
-        let message = "name objects, or give -l SELECTOR or --all";
-        return Err(CtlError::Usage(message.to_owned()));
-    }
-    let mut keys = Vec::new();
-    for kind in kinds {
-        if kind == Kind::Event {
-            return Err(CtlError::Usage("events are as they are".to_owned()));
-        }
-        let query = Query {
-            kind: kind.as_str().to_owned(),
-            namespace: match kind.namespaced() {
-                true => cluster.namespace.clone(),
-                false => String::new(),
-            },
-            labels: args.selector.clone(),
-            fields: String::new(),
-        };
-        keys.extend(cluster.list(&query).await?.items.iter().map(object::key));
-    }
-    Ok(keys)
 }
 
 #[cfg(test)]

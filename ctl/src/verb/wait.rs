@@ -4,10 +4,11 @@ use model::object;
 use proto::v1::object::Object as Any;
 use proto::v1::{Condition, Object};
 
-use crate::cluster::{Cluster, Query};
+use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::target::{self, Targets};
+use crate::selected::Selected;
+use crate::target;
 use crate::waiting::{self, Verdict};
 
 /// Arguments of `ctl wait`.
@@ -19,18 +20,8 @@ pub(crate) struct Wait {
     /// ready, delete, condition=NAME[=STATUS] or phase=PHASE
     #[arg(long = "for", value_name = "WHAT", default_value = "ready")]
     what: String,
-    /// All objects of the kind with these labels
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    selector: String,
-    /// All objects of the kind
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    selected: Selected,
     /// How long to wait for all of them
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = crate::age::parse)]
     timeout: u64,
@@ -76,38 +67,10 @@ fn goal(text: &str) -> Result<Goal, CtlError> {
 pub(crate) async fn run(args: Wait, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     let goal = goal(&args.what)?;
     let began = tokio::time::Instant::now();
-    let keys = match target::parse(&args.targets)? {
-        Targets::Named(named) => named
-            .into_iter()
-            .map(|(kind, name)| target::key(kind, &cluster.namespace, name))
-            .collect(),
-        Targets::Kinds(kinds) => {
-            if args.selector.is_empty() && !args.all {
-                return Err(CtlError::Usage(
-                    "name objects, or give -l SELECTOR or --all".to_owned(),
-                ));
-            }
-            let mut keys = Vec::new();
-            for kind in kinds {
-                let namespace = if kind.namespaced() {
-                    cluster.namespace.clone()
-                } else {
-                    String::new()
-                };
-                let query = Query {
-                    kind: kind.as_str().to_owned(),
-                    namespace,
-                    labels: args.selector.clone(),
-                    fields: String::new(),
-                };
-                keys.extend(cluster.list(&query).await?.items.iter().map(object::key));
-            }
-            if keys.is_empty() && !matches!(goal, Goal::Gone) {
-                return Err(CtlError::refused("no such objects"));
-            }
-            keys
-        }
-    };
+    let keys = args.selected.keys(&args.targets, cluster).await?;
+    if keys.is_empty() && !matches!(goal, Goal::Gone) {
+        return Err(CtlError::refused("no such objects"));
+    }
     for key in keys {
         let left = args.timeout.saturating_sub(began.elapsed().as_secs());
         match &goal {

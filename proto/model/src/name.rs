@@ -31,17 +31,18 @@ fn shown(text: &str) -> String {
     cut
 }
 
+/// Something, and not too long.
+fn within(text: &str, max: usize) -> NameResult {
+    match text.len() {
+        0 => Err("must not be empty".to_owned()),
+        length if length > max => Err(format!("must be at most {max} characters, is {length}")),
+        _ => Ok(()),
+    }
+}
+
 /// A label of DNS: names of namespaces, containers, volumes.
 pub fn dns1123_label(text: &str) -> NameResult {
-    if text.is_empty() {
-        return Err("must not be empty".to_owned());
-    }
-    if text.len() > LABEL_MAX {
-        return Err(format!(
-            "must be at most {LABEL_MAX} characters, is {}",
-            text.len()
-        ));
-    }
+    within(text, LABEL_MAX)?;
     let bytes = text.as_bytes();
     let inner = bytes.iter().all(|byte| edge(*byte) || *byte == b'-');
     if inner && edge(bytes[0]) && edge(bytes[bytes.len() - 1]) {
@@ -56,15 +57,7 @@ pub fn dns1123_label(text: &str) -> NameResult {
 
 /// A name of DNS, labels joined by dots: names of most objects.
 pub fn dns1123_subdomain(text: &str) -> NameResult {
-    if text.is_empty() {
-        return Err("must not be empty".to_owned());
-    }
-    if text.len() > SUBDOMAIN_MAX {
-        return Err(format!(
-            "must be at most {SUBDOMAIN_MAX} characters, is {}",
-            text.len()
-        ));
-    }
+    within(text, SUBDOMAIN_MAX)?;
     let label = |part: &str| {
         let bytes = part.as_bytes();
         !bytes.is_empty()
@@ -102,15 +95,7 @@ fn fixed(text: &str, check: fn(&str) -> NameResult) -> String {
 
 /// Names of roles and bindings: whatever can stand between the slashes of a URL's path, as `system:node`.
 pub fn path_segment(text: &str) -> NameResult {
-    if text.is_empty() {
-        return Err("must not be empty".to_owned());
-    }
-    if text.len() > SUBDOMAIN_MAX {
-        return Err(format!(
-            "must be at most {SUBDOMAIN_MAX} characters, is {}",
-            text.len()
-        ));
-    }
+    within(text, SUBDOMAIN_MAX)?;
     if text == "." || text == ".." || text.contains(['/', '%']) || text.chars().any(char::is_control) {
         return Err(format!(
             "`{}` must not be `.` or `..`, nor have `/`, `%` or control characters in it",
@@ -198,15 +183,7 @@ pub fn port(text: &str) -> NameResult {
 
 /// Key of a config map: a file name.
 pub fn config_key(text: &str) -> NameResult {
-    if text.is_empty() {
-        return Err("must not be empty".to_owned());
-    }
-    if text.len() > SUBDOMAIN_MAX {
-        return Err(format!(
-            "must be at most {SUBDOMAIN_MAX} characters, is {}",
-            text.len()
-        ));
-    }
+    within(text, SUBDOMAIN_MAX)?;
     if !text
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))

@@ -66,9 +66,7 @@ impl Trial {
             verb: &command.verb,
             created: before.is_none(),
         };
-        self.state
-            .history
-            .note(&key, before.as_ref(), after.as_ref(), &change);
+        self.state.history.note(&key, before, after, &change);
         Ok(())
     }
 
