@@ -38,8 +38,8 @@ async fn commands_that_wait_together_share_entries_and_each_gets_its_own_answer(
     }
 }
 
-/// More than one entry holds, and more than one message of answers does.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// More than one entry holds. In one thread, so that all of them wait before the first is taken up.
+#[tokio::test]
 async fn large_commands_among_small_ones_all_arrive() {
     let (_cluster, nodes) = Cluster::three(10_000).await;
     // The namespace that they all put is there from here on.
