@@ -22,6 +22,8 @@ struct World {
     random: Random,
     /// By how many milliseconds the wall clock of a host is wrong.
     wrong_ms: BTreeMap<u64, i64>,
+    /// How long a thread of a host works at most.
+    busy: BTreeMap<u64, Duration>,
 }
 
 /// A sequence that a seed decides: SplitMix64, as Steele, Lea and Flood describe it.
@@ -65,6 +67,7 @@ pub(crate) fn enter(seed: u64) -> Entered {
         began: Instant::now(),
         random: Random::new(seed),
         wrong_ms: BTreeMap::new(),
+        busy: BTreeMap::new(),
     };
     WORLD.set(Some(world));
     Entered(())
@@ -119,22 +122,38 @@ pub(crate) fn now() -> Duration {
 }
 
 /// Of the world's own sequence.
-pub(crate) fn random_bytes() -> [u8; 16] {
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     WORLD.with_borrow_mut(|world| {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; N];
         match world {
             None => getrandom::fill(&mut bytes).expect("the kernel has random bytes once it has booted"),
-            Some(world) => {
-                bytes[..8].copy_from_slice(&world.random.next().to_le_bytes());
-                bytes[8..].copy_from_slice(&world.random.next().to_le_bytes());
-            }
+            Some(world) => bytes
+                .chunks_mut(8)
+                .for_each(|piece| piece.copy_from_slice(&world.random.next().to_le_bytes()[..piece.len()])),
         }
         bytes
     })
 }
 
-/// What else a thread would do: at once, once others had their turn.
+/// From now on what a thread of this host does takes up to this long.
+pub(crate) fn set_busy(host: u64, max: Duration) {
+    WORLD.with_borrow_mut(|world| {
+        if let Some(world) = world {
+            world.busy.insert(host, max);
+        }
+    });
+}
+
+/// What else a thread would do: after as long as the host that asks for it takes.
 pub(crate) async fn blocking<T>(work: impl FnOnce() -> T) -> Result<T, tokio::task::JoinError> {
-    tokio::task::yield_now().await;
+    let takes = WORLD.with_borrow_mut(|world| {
+        let world = world.as_mut()?;
+        let max = world.busy.get(&host()).copied().unwrap_or_default();
+        (!max.is_zero()).then(|| world.random.millis(0, max.as_millis() as u64))
+    });
+    match takes {
+        Some(takes) => tokio::time::sleep(takes).await,
+        None => tokio::task::yield_now().await,
+    }
     Ok(work())
 }

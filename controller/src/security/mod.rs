@@ -22,15 +22,15 @@ pub fn unix_now() -> u64 {
 }
 
 #[cfg(not(feature = "simulation"))]
-fn random_bytes() -> [u8; 16] {
-    let mut random = [0; 16];
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut random = [0; N];
     getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
     random
 }
 
 /// Ids decide orders: in a simulation they come from its seed.
 #[cfg(feature = "simulation")]
-fn random_bytes() -> [u8; 16] {
+fn random_bytes<const N: usize>() -> [u8; N] {
     crate::simulated::random_bytes()
 }
 

@@ -5,6 +5,8 @@ use rpc::token::JoinToken;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::random_bytes;
+
 /// What a token lets its bearer become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -75,8 +77,7 @@ pub fn create(
     ca_sha256: [u8; 32],
     now: u64,
 ) -> (JoinToken, Token) {
-    let mut random = [0; 26];
-    getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
+    let random: [u8; 26] = random_bytes();
     let (id, secret) = random.split_at(10);
     // 32 letters, so that each of them is as likely.
     let id = id

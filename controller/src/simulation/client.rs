@@ -4,20 +4,13 @@ use std::future::Future;
 
 use model::object;
 use proto::state::v1::{DeleteOp, Key};
-use proto::v1::{
-    ConfigMap, Container, Deployment, DeploymentSpec, LabelSelector, Object, ObjectMeta, PodSpec,
-    PodTemplateSpec, Quantity, ResourceRequirements,
-};
+use proto::v1::{ConfigMap, Object, ObjectMeta};
 use rpc::v1::api_client::ApiClient;
-use rpc::v1::{
-    ApplyItem, ApplyRequest, DeleteRequest, GetRequest, ListRequest, ScaleRequest, SetSchedulableRequest,
-    WatchRequest,
-};
+use rpc::v1::{ApplyItem, ApplyRequest, DeleteRequest, GetRequest, ListRequest, WatchRequest};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 
-use super::check::newest;
 use super::history::{Told, VALUE, Watched, named_value, version};
 use super::member::{World, caller};
 use super::network::{Host, Link, Port};
@@ -29,55 +22,55 @@ use crate::simulated::Random;
 const NAMES: u64 = 5;
 /// A write is asked for this often, each time at another member, before its fate is left open.
 const TRIES: u64 = 5;
-/// Deployments of the operator, and their most replicas; each asks for half a CPU.
-pub(super) const DEPLOYMENTS: [&str; 2] = ["web", "db"];
-const REPLICAS_MAX: u64 = 6;
 
 /// One client.
 pub(super) struct Client {
-    world: World,
+    pub(super) world: World,
     host: Host,
     life: u64,
-    random: Random,
-    members: u64,
+    pub(super) random: Random,
     written: u64,
 }
 
 impl Client {
-    pub(super) fn new(world: &World, host: Host, members: u64, random: &mut Random) -> Self {
+    pub(super) fn new(world: &World, host: Host, random: &mut Random) -> Self {
         Self {
             world: world.clone(),
             host,
             life: world.network.begin(host),
             random: Random::new(random.next()),
-            members,
             written: 0,
         }
     }
 
-    fn any_member(&mut self) -> Host {
-        1 + self.random.below(self.members)
+    pub(super) fn any_member(&mut self) -> Host {
+        self.world.endpoints.any(&mut self.random)
     }
 
-    fn api(&self, member: Host) -> ApiClient<Link> {
+    pub(super) fn link(&self, member: Host) -> Link {
         let me = caller(Identity::User {
             name: "admin".to_owned(),
             groups: vec![ADMINS.to_owned()],
         });
-        let from = (self.host, self.life);
-        ApiClient::new(self.world.network.link(from, member, Port::Api, me))
+        self.world
+            .network
+            .link((self.host, self.life), member, Port::Api, me)
     }
 
-    async fn rest(&mut self, from: u64, to: u64) {
+    pub(super) fn api(&self, member: Host) -> ApiClient<Link> {
+        ApiClient::new(self.link(member))
+    }
+
+    pub(super) async fn rest(&mut self, from: u64, to: u64) {
         let pause = self.random.millis(from, to);
         tokio::time::sleep(pause).await;
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &mut self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Status> {
-        let patience = self.random.millis(500, 6000);
+        let patience = self.random.millis(300, 4000);
         match tokio::time::timeout(patience, call).await {
             Ok(answer) => answer.map(Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("the client waits no longer")),
@@ -87,7 +80,7 @@ impl Client {
     /// Writes and reads until the time is over.
     pub(super) async fn run(mut self, until: Instant) {
         while Instant::now() < until {
-            self.rest(10, 250).await;
+            self.rest(5, 150).await;
             match self.random.below(100) {
                 0..40 => self.write(1).await,
                 40..50 => self.write(2).await,
@@ -219,7 +212,7 @@ impl Client {
         Some(revision)
     }
 
-    fn told(&self, began: u64, told: Told) {
+    pub(super) fn told(&self, began: u64, told: Told) {
         self.world
             .network
             .note(format_args!("{} was told {told:?}", self.host));
@@ -283,90 +276,6 @@ impl Client {
             }
         }
     }
-
-    /// Runs Deployments: applies, scales, changes their templates, and takes nodes out for a while.
-    pub(super) async fn operate(mut self, nodes: Vec<String>, until: Instant) {
-        for name in DEPLOYMENTS {
-            while !self.deploy(name, 2).await {
-                self.rest(50, 500).await;
-            }
-        }
-        while Instant::now() < until {
-            self.rest(200, 2500).await;
-            let name = DEPLOYMENTS[self.random.below(2) as usize];
-            let replicas = self.random.below(REPLICAS_MAX + 1) as i32;
-            match self.random.below(10) {
-                0..4 => {
-                    self.deploy(name, replicas).await;
-                }
-                4..8 => self.scale(name, replicas).await,
-                _ => {
-                    let node = nodes[self.random.below(nodes.len() as u64) as usize].clone();
-                    self.cordon(node, true).await;
-                    self.rest(100, 2000).await;
-                }
-            }
-        }
-        for node in nodes {
-            self.cordon(node, false).await;
-        }
-    }
-
-    async fn deploy(&mut self, name: &str, replicas: i32) -> bool {
-        let image = format!("image:{}", self.random.below(3));
-        let item = ApplyItem {
-            object: Some(deployment(name, replicas, &image)),
-            ..Default::default()
-        };
-        let request = ApplyRequest {
-            items: vec![item],
-            request_id: new_uuid(),
-            ..Default::default()
-        };
-        let member = self.any_member();
-        let mut api = self.api(member);
-        let began = self.world.history.moment();
-        match self.within(api.apply(request)).await {
-            Ok(answer) => {
-                let objects = answer.results.iter().filter_map(|result| result.object.as_ref());
-                let revision = newest(objects);
-                self.told(began, Told::Changed { revision });
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
-    async fn scale(&mut self, name: &str, replicas: i32) {
-        let request = ScaleRequest {
-            key: Some(key("Deployment", "default", name)),
-            replicas,
-            current_replicas: None,
-        };
-        let member = self.any_member();
-        let mut api = self.api(member);
-        let began = self.world.history.moment();
-        if let Ok(scaled) = self.within(api.scale(request)).await {
-            let revision = version(&scaled);
-            self.told(began, Told::Changed { revision });
-        }
-    }
-
-    async fn cordon(&mut self, node: String, unschedulable: bool) {
-        let request = SetSchedulableRequest {
-            nodes: vec![node],
-            unschedulable,
-        };
-        let tries = if unschedulable { 1 } else { u64::MAX };
-        for _ in 0..tries {
-            let member = self.any_member();
-            let mut api = self.api(member);
-            if self.within(api.set_schedulable(request.clone())).await.is_ok() {
-                return;
-            }
-            self.rest(50, 500).await;
-        }
-    }
 }
 
 /// It was decided, and against the call.
@@ -381,7 +290,7 @@ fn refused(status: &Status) -> bool {
     )
 }
 
-fn key(kind: &str, namespace: &str, name: &str) -> Key {
+pub(super) fn key(kind: &str, namespace: &str, name: &str) -> Key {
     Key {
         kind: kind.to_owned(),
         namespace: namespace.to_owned(),
@@ -389,7 +298,7 @@ fn key(kind: &str, namespace: &str, name: &str) -> Key {
     }
 }
 
-fn meta(name: &str) -> Option<ObjectMeta> {
+pub(super) fn meta(name: &str) -> Option<ObjectMeta> {
     Some(ObjectMeta {
         name: name.to_owned(),
         namespace: "default".to_owned(),
@@ -402,44 +311,5 @@ fn config_map(name: &str, value: &str) -> Object {
         metadata: meta(name),
         data: [(VALUE.to_owned(), value.to_owned())].into(),
         ..ConfigMap::default()
-    })
-}
-
-fn deployment(name: &str, replicas: i32, image: &str) -> Object {
-    let labels = || [("app".to_owned(), name.to_owned())].into();
-    let half = Quantity {
-        text: "500m".to_owned(),
-    };
-    let container = Container {
-        name: "main".to_owned(),
-        image: image.to_owned(),
-        resources: Some(ResourceRequirements {
-            requests: [("cpu".to_owned(), half)].into(),
-            ..ResourceRequirements::default()
-        }),
-        ..Container::default()
-    };
-    let template = PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: labels(),
-            ..ObjectMeta::default()
-        }),
-        spec: Some(PodSpec {
-            containers: vec![container],
-            ..PodSpec::default()
-        }),
-    };
-    object::from(Deployment {
-        metadata: meta(name),
-        spec: Some(DeploymentSpec {
-            replicas: Some(replicas),
-            selector: Some(LabelSelector {
-                match_labels: labels(),
-                ..LabelSelector::default()
-            }),
-            template: Some(template),
-            ..DeploymentSpec::default()
-        }),
-        ..Deployment::default()
     })
 }

@@ -1,15 +1,22 @@
 //! What clients were told and what members applied, in the order in which it happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use model::object;
 use proto::v1::object::Object as Any;
-use proto::v1::{ConfigMap, Object};
+use proto::v1::{ConfigMap, Node as NodeObject, Object};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 
 use super::network::{Host, Network};
+use crate::leases::LEASE;
 use crate::raft::{Changed, MemberId, Node};
+
+/// Longest from the leader's decision that a node is lost until members apply it: heartbeats that it granted meanwhile came
+/// too late for the decision.
+const DECIDED_MAX: Duration = Duration::from_secs(4);
 
 /// One change of one object, as every member has to have applied it.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +81,37 @@ struct Inner {
     calls: Vec<Call>,
     watches: Vec<Watched>,
     tried: BTreeMap<(String, String), u64>,
+    /// The node that was told to run a pod, by the pod's uid.
+    runs: BTreeMap<String, String>,
+    /// Who led, by term.
+    leaders: BTreeMap<u64, MemberId>,
+    /// When agents sent the heartbeats that were granted, by node.
+    granted: BTreeMap<String, Vec<Instant>>,
+    /// Nodes that are called lost.
+    lost: BTreeSet<String>,
     violations: Vec<String>,
+}
+
+impl Inner {
+    /// A node is called lost no earlier than a lease after a heartbeat that was granted, whoever granted it.
+    fn node_changed(&mut self, node: &NodeObject) {
+        let name = node.metadata.clone().unwrap_or_default().name;
+        let mut conditions = node.status.iter().flat_map(|status| &status.conditions);
+        let lost = conditions.any(|it| it.r#type == "Ready" && it.status == "Unknown");
+        if !lost {
+            self.lost.remove(&name);
+        } else if self.lost.insert(name.clone()) {
+            let now = Instant::now();
+            let granted = self.granted.get(&name).into_iter().flatten();
+            let late = granted.filter(|sent| **sent + LEASE > now && **sent + DECIDED_MAX < now);
+            if let Some(sent) = late.max() {
+                let ago = now - *sent;
+                self.violations.push(format!(
+                    "node {name} is called lost, and a heartbeat that it sent {ago:?} ago was granted"
+                ));
+            }
+        }
+    }
 }
 
 /// Clones are the same history.
@@ -132,6 +169,36 @@ impl History {
         self.lock().violations.push(what);
     }
 
+    /// An agent is told to run a pod: no other one ever is, whatever became of this one.
+    pub(super) fn runs(&self, uid: &str, node: &str) {
+        let mut inner = self.lock();
+        let before = inner.runs.insert(uid.to_owned(), node.to_owned());
+        if let Some(before) = before.filter(|before| before != node) {
+            let what = format!("{node} is told to run pod {uid}, as {before} was");
+            inner.violations.push(what);
+        }
+    }
+
+    /// An agent is told that its lease was renewed by a heartbeat that it sent then.
+    pub(super) fn granted(&self, node: &str, sent: Instant) {
+        self.lock().granted.entry(node.to_owned()).or_default().push(sent);
+    }
+
+    /// A member leads in a term.
+    fn leads(&self, id: MemberId, term: u64) {
+        let mut inner = self.lock();
+        let first = *inner.leaders.entry(term).or_insert(id);
+        if first != id {
+            let what = format!("members {first} and {id} both lead in term {term}");
+            inner.violations.push(what);
+        }
+    }
+
+    /// How many terms had a leader.
+    pub(super) fn terms(&self) -> usize {
+        self.lock().leaders.len()
+    }
+
     pub(super) fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
@@ -157,6 +224,15 @@ impl History {
 
     /// Notes what a member applies, in one life of it.
     pub(super) fn follow(&self, network: &Network, id: MemberId, life: u64, node: &Node) {
+        let (history, mut leadership) = (self.clone(), node.leadership());
+        drop(network.spawn(0, async move {
+            while let Ok(now) = leadership.wait_for(|now| now.is_me).await.map(|now| *now) {
+                history.leads(id, now.term);
+                if leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
         let (history, log) = (self.clone(), network.clone());
         let mut changes = node.changes();
         let mut head = node.stale().revision();
@@ -202,6 +278,9 @@ impl History {
                 inner.violations.push(what);
             }
             None => {
+                if let Some(Any::Node(node)) = &change.object.object {
+                    inner.node_changed(node);
+                }
                 inner.changes.insert(revision, change);
             }
         }

@@ -1,7 +1,7 @@
 //! A controller as a machine of its own: everything that its process runs, over a simulated disk and network.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,7 +13,7 @@ use crate::audit::Audit;
 use crate::raft::log::WriteBy;
 use crate::raft::peers::{Channel, Lane, Peers, Transport};
 use crate::raft::{Member, MemberId, Node, NodeConfig};
-use crate::run::Parts;
+use crate::run::{Parts, ask_for_a_vote};
 use crate::security::ca::Authority;
 use crate::security::identity::{Authenticated, Identity};
 use crate::security::listen::Caller;
@@ -35,6 +35,33 @@ pub(super) struct World {
     pub(super) ended: mpsc::Sender<Ended>,
     /// Entries after which a snapshot is made, and entries kept behind it.
     pub(super) snapshots: (u64, u64),
+    pub(super) endpoints: Endpoints,
+    /// Longest that members take to decide something.
+    pub(super) busy: Duration,
+}
+
+/// The members that agents and clients ask. Clones are the same ones.
+#[derive(Clone, Default)]
+pub(super) struct Endpoints(Arc<Mutex<Vec<MemberId>>>);
+
+impl Endpoints {
+    fn lock(&self) -> MutexGuard<'_, Vec<MemberId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, id: MemberId) {
+        self.lock().push(id);
+    }
+
+    pub(super) fn forget(&self, id: MemberId) {
+        self.lock().retain(|other| *other != id);
+    }
+
+    /// Any of them; there always is one.
+    pub(super) fn any(&self, random: &mut Random) -> MemberId {
+        let ids = self.lock();
+        ids[random.below(ids.len() as u64) as usize]
+    }
 }
 
 /// Who calls, as TLS would say.
@@ -88,11 +115,12 @@ impl Machine {
         }
     }
 
-    pub(super) fn member(id: MemberId) -> Member {
+    /// The member of this name.
+    pub(super) fn member(name: &str) -> Member {
         Member {
-            name: format!("c{id}"),
-            address: format!("c{id}:7443"),
-            peer_address: format!("c{id}:7444"),
+            name: name.to_owned(),
+            address: format!("{name}:7443"),
+            peer_address: format!("{name}:7444"),
         }
     }
 
@@ -184,6 +212,8 @@ async fn run(
             let members = node.routes(parts.relay(&node));
             world.network.serve(id, Port::Members, members);
             node.recovered().await;
+            let mut asks = JoinSet::new(); // ends with this process
+            asks.spawn(ask_for_a_vote(node.clone()));
             let mut loops = JoinSet::new();
             let api = parts.start(
                 &node,

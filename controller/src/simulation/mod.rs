@@ -2,15 +2,18 @@
 //! agents and clients, in one thread, over a simulated network, simulated disks and a clock that goes only when nobody has
 //! anything to do. A seed decides everything, so that a run can be had again.
 //!
-//! | file         | what                                                                          |
-//! |--------------|-------------------------------------------------------------------------------|
-//! | `network.rs` | calls between hosts, delayed, broken off, repeated and cut                    |
-//! | `member.rs`  | a controller's machine and its process                                        |
-//! | `agent.rs`   | a node's agent: session, lease, pods                                          |
-//! | `client.rs`  | who writes, reads, watches, and runs Deployments                              |
-//! | `story.rs`   | a cluster from its beginning to its end, with its misfortunes                 |
-//! | `history.rs` | what clients were told and members applied                                    |
-//! | `check.rs`   | whether that can be                                                           |
+//! | file            | what                                                       |
+//! |-----------------|------------------------------------------------------------|
+//! | `network.rs`    | calls between hosts, delayed, broken off, repeated and cut |
+//! | `member.rs`     | a controller's machine and its process                     |
+//! | `agent.rs`      | a node's agent: session, lease, pods                       |
+//! | `client.rs`     | who writes, reads and watches                              |
+//! | `operator.rs`   | who runs Deployments, and who is in their way              |
+//! | `members.rs`    | who adds, removes and replaces members                     |
+//! | `story.rs`      | a cluster from its beginning to its end                    |
+//! | `misfortune.rs` | what goes wrong meanwhile                                  |
+//! | `history.rs`    | what clients and agents were told and members applied      |
+//! | `check.rs`      | whether that can be                                        |
 //!
 //! What is real: everything of this crate but TLS, TCP and HTTP/2. What stands in: `store/sim.rs` for the disk, `network.rs`
 //! here, `simulated.rs` for wall clock, ids and threads, the library's seeded generator for election times.
@@ -21,14 +24,18 @@ mod check;
 mod client;
 mod history;
 mod member;
+mod members;
+mod misfortune;
 mod network;
+mod operator;
 mod story;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, RngSeed}; // there with --cfg tokio_unstable: `cargo simulation`
 use tokio::task::Id;
@@ -91,12 +98,18 @@ fn run(seed: u64) -> story::Told {
             }
         }));
     });
-    let authority = Arc::new(Authority::generate("simulated", 0).expect("a CA"));
     PANICS.set(Some(Vec::new()));
-    let world = AssertUnwindSafe(|| in_world(seed, story::tell(seed, authority)));
+    let world = AssertUnwindSafe(|| in_world(seed, story::tell(seed, authority())));
     let mut told = std::panic::catch_unwind(world).unwrap_or_default(); // the panic is noted below
     told.violations.extend(PANICS.take().unwrap_or_default());
     told
+}
+
+/// A CA is made of the machine's own randomness, so all seeds have the same one.
+fn authority() -> Arc<Authority> {
+    static AUTHORITY: OnceLock<Arc<Authority>> = OnceLock::new();
+    let made = || Arc::new(Authority::generate("simulated", 0).expect("a CA"));
+    AUTHORITY.get_or_init(made).clone()
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -126,10 +139,11 @@ fn part(part: u64) {
         None => 0..seeds,
     };
     let mut failed = Vec::new();
-    let (mut calls, mut changes, mut ended) = (0, 0, 0);
+    let (mut calls, mut changes, mut ended, mut led) = (0, 0, 0, 0);
     for seed in seeds.filter(|seed| seed % 4 == part) {
         let told = run(seed);
-        (calls, changes, ended) = (calls + told.calls, changes + told.changes, ended + told.ended);
+        (calls, changes) = (calls + told.calls, changes + told.changes);
+        (ended, led) = (ended + told.ended, led + told.led);
         if std::env::var_os("BULKHEAD_TRACE").is_some() {
             eprint!("{}", told.trace);
         }
@@ -141,7 +155,9 @@ fn part(part: u64) {
             failed.push(seed);
         }
     }
-    eprintln!("{calls} calls were answered, {changes} changes applied, {ended} processes ended");
+    eprintln!(
+        "{calls} calls were answered, {changes} changes applied, {ended} processes ended, {led} terms had a leader"
+    );
     assert!(failed.is_empty(), "seeds {failed:?} show what should never be");
 }
 
@@ -163,6 +179,15 @@ fn clusters_keep_their_promises_through_trouble_part_3() {
 #[test]
 fn clusters_keep_their_promises_through_trouble_part_4() {
     part(3);
+}
+
+#[test]
+fn a_leader_that_hears_nobody_is_replaced() {
+    for seed in 0..20 {
+        let took = in_world(seed, story::deafen_the_leader(seed, authority()));
+        let took = took.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        assert!(took < Duration::from_secs(4), "seed {seed}: {took:?}");
+    }
 }
 
 #[test]

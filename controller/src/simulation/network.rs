@@ -33,6 +33,10 @@ use crate::simulated::{self, Random};
 
 /// A machine: members have their number, agents and clients higher ones.
 pub(super) type Host = u64;
+/// Agents' numbers begin above this; members' are places in the log and stay below.
+pub(super) const AGENTS: Host = 1_000_000;
+/// Clients' numbers begin above this.
+pub(super) const CLIENTS: Host = 2_000_000;
 
 /// Who waits for a host that says nothing gives up after this time, as the keepalive of HTTP/2 does.
 const GIVE_UP: Duration = Duration::from_secs(12);
@@ -158,6 +162,12 @@ impl Network {
     /// From now on nothing passes on these ways.
     pub(super) fn cut(&self, ways: impl IntoIterator<Item = (Host, Host)>) {
         self.lock().cut.extend(ways);
+        self.changed.send_replace(());
+    }
+
+    /// These ways are open.
+    pub(super) fn open(&self, ways: &[(Host, Host)]) {
+        self.lock().cut.retain(|way| !ways.contains(way));
         self.changed.send_replace(());
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use model::{Kind, object};
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;
-use proto::state::v1::{ClusterSettings, Command, NodeJoin};
+use proto::state::v1::{ClusterSettings, Command, NodeJoin, StatusBatch};
 use proto::v1::object::Object as Any;
 use proto::v1::{Node as NodeObject, ObjectMeta};
 use state::{SCHEMA_LEVEL, State, invariant};
@@ -20,8 +20,10 @@ use super::agent;
 use super::check;
 use super::client::Client;
 use super::history::History;
-use super::member::{Ended, Machine, World};
-use super::network::{Host, Network, Weather};
+use super::member::{Ended, Endpoints, Machine, World};
+use super::members::{Keeper, Order};
+use super::misfortune::Fortune;
+use super::network::{CLIENTS, Host, Network, Weather};
 use crate::raft::{MemberId, Node};
 use crate::security::ca::Authority;
 use crate::security::new_uuid;
@@ -38,29 +40,45 @@ const CALM: Weather = Weather {
 /// How long trouble lasts, and how long a cluster may take to come to rest afterwards.
 const TROUBLE_S: (u64, u64) = (15, 30);
 const REST_MAX: Duration = Duration::from_secs(120);
-/// Longest a process is away.
+/// How long making a cluster may take.
+const BEGIN_MAX: Duration = Duration::from_secs(60);
+/// Longest a controller's process is away.
 const AWAY_MS_MAX: u64 = 6000;
-const CLIENTS: u64 = 3;
+/// Longest an agent is: well beyond its lease, so that its node is lost.
+const AGENT_AWAY_MS_MAX: u64 = 16_000;
+const WRITERS: u64 = 4;
 const WATCHERS: u64 = 2;
 const NODES: u64 = 4;
+/// The first member; later ones get their numbers as they join.
+const FIRST: (&str, MemberId) = ("c1", 1);
+/// The client that changes the members.
+const KEEPER: Host = CLIENTS + 1;
+/// Longest that a misfortune waits for its moment.
+const AIM_MAX: Duration = Duration::from_millis(400);
 
 /// What came of a seed.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) violations: Vec<String>,
     pub(super) trace: String,
-    /// Calls that were answered, changes of objects, processes that ended.
+    /// Calls that were answered, changes of objects, processes that ended, terms that had a leader.
     pub(super) calls: usize,
     pub(super) changes: usize,
     pub(super) ended: usize,
+    pub(super) led: usize,
 }
 
-struct Story {
-    world: World,
-    random: Random,
-    machines: BTreeMap<MemberId, Machine>,
-    nodes: Vec<agent::Node>,
+pub(super) struct Story {
+    pub(super) world: World,
+    pub(super) random: Random,
+    /// Those of the members: also of one that has not got its vote yet, not of one that is lost or was removed.
+    pub(super) machines: BTreeMap<MemberId, Machine>,
+    pub(super) nodes: Vec<agent::Node>,
+    /// How many clients there are, with numbers from the first on.
+    pub(super) clients: u64,
     ended: mpsc::Receiver<Ended>,
+    order: mpsc::Sender<Order>,
+    orders: mpsc::Receiver<Order>,
     /// When machines and agents start again.
     starts: BTreeMap<Host, Instant>,
     ends: usize,
@@ -68,15 +86,26 @@ struct Story {
 
 pub(super) async fn tell(seed: u64, authority: Arc<Authority>) -> Told {
     let mut story = Story::new(seed, authority);
-    let members = story.machines.len() as u64;
-    story.world.network.note(format_args!("{members} members"));
-    if let Err(why) = story.begin().await {
-        story.world.history.violated(why);
-        return story.end();
-    }
+    let changes_members = story.random.below(2) == 0;
+    let sizes: &[usize] = if changes_members { &[1, 3, 5] } else { &[3, 3, 5] };
+    let size = sizes[story.random.below(3) as usize];
+    story
+        .world
+        .network
+        .note(format_args!("{size} members, changing: {changes_members}"));
+    let keeper = match story.begin(size).await {
+        Ok(keeper) => keeper,
+        Err(why) => {
+            story.world.history.violated(why);
+            return story.end();
+        }
+    };
     let until = Instant::now() + story.random.millis(1000 * TROUBLE_S.0, 1000 * TROUBLE_S.1);
     let (goal, goals) = watch::channel(None);
-    let (clients, watchers) = story.clients(members, until, &goals);
+    let (mut clients, watchers) = story.begin_clients(until, &goals);
+    if changes_members {
+        clients.push(story.world.network.spawn(KEEPER, keeper.run(until)));
+    }
     story.trouble(until).await;
     if let Err(why) = story.rest(clients, watchers, &goal).await {
         story.world.history.violated(why);
@@ -84,63 +113,77 @@ pub(super) async fn tell(seed: u64, authority: Arc<Authority>) -> Told {
     story.end()
 }
 
+/// The leader is heard by all and hears nobody: how long it takes until another member has a write acknowledged.
+pub(super) async fn deafen_the_leader(seed: u64, authority: Arc<Authority>) -> Result<Duration, String> {
+    let mut story = Story::new(seed, authority);
+    story.begin(3).await?;
+    let leader = story.leader().ok_or("nobody leads")?;
+    let others: Vec<MemberId> = story
+        .machines
+        .keys()
+        .copied()
+        .filter(|id| *id != leader)
+        .collect();
+    let network = &story.world.network;
+    network.cut(others.iter().map(|other| (*other, leader)));
+    let began = Instant::now();
+    let other = story.node(others[0]).ok_or("a member does not run")?;
+    let writing = async move { write(&other, Body::Status(StatusBatch::default())).await };
+    let written = network.spawn(others[0], writing).await;
+    written.map_err(|cause| cause.to_string())??;
+    Ok(began.elapsed())
+}
+
 impl Story {
     fn new(seed: u64, authority: Arc<Authority>) -> Self {
         let mut random = Random::new(seed);
-        let members = if random.below(3) == 0 { 5 } else { 3 };
         let (ends, ended) = mpsc::channel(64);
+        let (order, orders) = mpsc::channel(1);
         let world = World {
             network: Network::new(random.next(), CALM),
             history: History::default(),
             authority,
             ended: ends,
             snapshots: (20 + random.below(200), 10 + random.below(60)),
+            endpoints: Endpoints::default(),
+            busy: Duration::from_millis([0, 20, 300, 1500][random.below(4) as usize]),
         };
-        let machines = (1..=members)
-            .map(|id| (id, Machine::new(id, &mut random)))
-            .collect();
         Self {
             world,
             random,
-            machines,
-            nodes: (1..=NODES)
-                .map(|number| agent::Node::new(number, members))
-                .collect(),
+            machines: BTreeMap::new(),
+            nodes: (1..=NODES).map(agent::Node::new).collect(),
+            clients: 0,
             ended,
+            order,
+            orders,
             starts: BTreeMap::new(),
             ends: 0,
         }
     }
 
-    fn node(&self, id: MemberId) -> Option<Node> {
+    pub(super) fn node(&self, id: MemberId) -> Option<Node> {
         self.machines.get(&id)?.node()
     }
 
     /// As an operator makes it: one member, then more, then nodes.
-    async fn begin(&mut self) -> Result<(), String> {
-        for machine in self.machines.values_mut() {
-            machine.set_latency(Duration::from_millis(2));
-            machine.start(&self.world);
-        }
-        let ids: Vec<MemberId> = self.machines.keys().copied().collect();
-        let mut nodes = Vec::new();
-        for id in &ids {
-            let started = async {
-                loop {
-                    match self.node(*id) {
-                        Some(node) => return node,
-                        None => tokio::time::sleep(Duration::from_millis(1)).await,
-                    }
+    async fn begin(&mut self, size: usize) -> Result<Keeper, String> {
+        let (name, id) = FIRST;
+        self.carry_out(Order::Start { id });
+        let started = async {
+            loop {
+                match self.node(id) {
+                    Some(node) => return node,
+                    None => tokio::time::sleep(Duration::from_millis(1)).await,
                 }
-            };
-            let started = tokio::time::timeout(Duration::from_secs(5), started).await;
-            nodes.push(started.map_err(|_| format!("member {id} does not start"))?);
-        }
-        let first = nodes[0].clone();
+            }
+        };
+        let started = tokio::time::timeout(BEGIN_MAX, started).await;
+        let first = started.map_err(|_| "the first member does not start".to_owned())?;
         let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
         let making = async move {
             first
-                .initialize(Machine::member(1))
+                .initialize(Machine::member(name))
                 .await
                 .map_err(|cause| cause.to_string())?;
             let settings = ClusterSettings {
@@ -163,55 +206,106 @@ impl Story {
                 };
                 write(&first, Body::NodeJoin(NodeJoin { node: Some(node) })).await?;
             }
-            for id in ids.into_iter().skip(1) {
-                let learner = first.add_learner(id, Machine::member(id)).await;
-                learner.map_err(|cause| cause.to_string())?;
-                first.promote(id).await.map_err(|cause| cause.to_string())?;
-            }
             Ok::<(), String>(())
         };
-        let made = self.world.network.spawn(1, making);
+        let made = self.world.network.spawn(id, making);
         made.await.map_err(|cause| cause.to_string())??;
+        let client = Client::new(&self.world, KEEPER, &mut self.random);
+        let mut keeper = Keeper::new(client, self.order.clone(), FIRST);
+        let end = Instant::now() + BEGIN_MAX;
+        let growing = self.world.network.spawn(KEEPER, async move {
+            keeper.resize(size, end).await;
+            keeper
+        });
+        while !growing.is_finished() {
+            if Instant::now() > end {
+                return Err(format!("{size} members did not come together"));
+            }
+            self.pass_time(Instant::now() + Duration::from_millis(10)).await;
+        }
         for node in &mut self.nodes {
             node.start(&self.world, &mut self.random);
         }
-        Ok(())
+        growing.await.map_err(|cause| cause.to_string())
     }
 
-    fn clients(
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Start { id } => {
+                let mut machine = Machine::new(id, &mut self.random);
+                machine.set_latency(Duration::from_millis(2));
+                simulated::set_busy(id, self.world.busy);
+                machine.start(&self.world);
+                self.machines.insert(id, machine);
+                self.world.endpoints.add(id);
+            }
+            Order::Lose { id } => self.take_away(id),
+            Order::Retire { id } => {
+                self.take_away(id);
+                self.world.endpoints.forget(id);
+            }
+        }
+    }
+
+    fn take_away(&mut self, id: MemberId) {
+        self.starts.remove(&id);
+        if let Some(mut machine) = self.machines.remove(&id) {
+            machine.crash(&self.world, false);
+        }
+    }
+
+    fn begin_clients(
         &mut self,
-        members: u64,
         until: Instant,
         goals: &watch::Receiver<Option<u64>>,
     ) -> (Vec<JoinHandle<()>>, Vec<JoinHandle<()>>) {
-        let mut host = 200;
+        let mut host = KEEPER;
         let mut client = |random: &mut Random| {
             host += 1;
-            (host, Client::new(&self.world, host, members, random))
+            (host, Client::new(&self.world, host, random))
         };
         let mut clients = Vec::new();
-        for _ in 0..CLIENTS {
-            let (host, client) = client(&mut self.random);
-            clients.push(self.world.network.spawn(host, client.run(until)));
+        for _ in 0..WRITERS {
+            let (at, client) = client(&mut self.random);
+            clients.push(self.world.network.spawn(at, client.run(until)));
         }
-        let (host, operator) = client(&mut self.random);
+        let (at, operator) = client(&mut self.random);
+        clients.push(self.world.network.spawn(at, operator.operate(until)));
+        let (at, other) = client(&mut self.random);
         let names = self.nodes.iter().map(|node| node.name.clone()).collect();
-        clients.push(self.world.network.spawn(host, operator.operate(names, until)));
+        clients.push(self.world.network.spawn(at, other.disturb(names, until)));
         let mut watchers = Vec::new();
         for _ in 0..WATCHERS {
-            let (host, watcher) = client(&mut self.random);
-            watchers.push(self.world.network.spawn(host, watcher.watch(goals.clone())));
+            let (at, watcher) = client(&mut self.random);
+            watchers.push(self.world.network.spawn(at, watcher.watch(goals.clone())));
         }
+        self.clients = host - CLIENTS;
         (clients, watchers)
     }
 
-    /// One misfortune after the other.
+    /// One misfortune after the other, some of them when it hurts.
     async fn trouble(&mut self, until: Instant) {
+        let mut fortune = Fortune::new(&mut self.random);
         self.bad_weather();
         while Instant::now() < until {
             let next = (Instant::now() + self.random.millis(50, 2500)).min(until);
             self.pass_time(next).await;
-            self.misfortune();
+            if self.random.below(2) == 0 {
+                self.pass_time_until_pods_wait(until).await;
+            }
+            fortune.strike(self);
+        }
+    }
+
+    /// Until the leader has pods that are to get a node: that is on its way then.
+    async fn pass_time_until_pods_wait(&mut self, until: Instant) {
+        let until = until.min(Instant::now() + AIM_MAX);
+        while Instant::now() < until {
+            let leader = self.leader().and_then(|id| self.node(id));
+            if leader.is_some_and(|leader| leader.stale().pod_versions_on("").next().is_some()) {
+                return;
+            }
+            self.pass_time(Instant::now() + Duration::from_millis(2)).await;
         }
     }
 
@@ -224,6 +318,11 @@ impl Story {
                 ended = self.ended.recv() => {
                     if let Some((id, life, why)) = ended {
                         self.has_ended(id, life, &why);
+                    }
+                }
+                order = self.orders.recv() => {
+                    if let Some(order) = order {
+                        self.carry_out(order);
                     }
                 }
                 () = tokio::time::sleep_until(start) => {
@@ -250,20 +349,24 @@ impl Story {
         self.crash(id, false);
     }
 
-    fn crash(&mut self, host: Host, silent: bool) {
+    pub(super) fn crash(&mut self, host: Host, silent: bool) {
         self.ends += 1;
         self.world
             .network
             .note(format_args!("{host} ends, silent: {silent}"));
-        match self.machines.get_mut(&host) {
-            Some(machine) => machine.crash(&self.world, silent),
+        let away = match self.machines.get_mut(&host) {
+            Some(machine) => {
+                machine.crash(&self.world, silent);
+                AWAY_MS_MAX
+            }
             None => {
                 if let Some(node) = self.nodes.iter_mut().find(|node| node.host == host) {
                     node.kill(&self.world, silent);
                 }
+                AGENT_AWAY_MS_MAX
             }
-        }
-        let back = Instant::now() + self.random.millis(0, AWAY_MS_MAX);
+        };
+        let back = Instant::now() + self.random.millis(0, away);
         self.starts.insert(host, back);
     }
 
@@ -294,159 +397,6 @@ impl Story {
         }
     }
 
-    fn any_member(&mut self) -> MemberId {
-        1 + self.random.below(self.machines.len() as u64)
-    }
-
-    /// The one that leads, more often than not.
-    fn victim(&mut self) -> MemberId {
-        let leads = |id: &&MemberId| {
-            self.node(**id)
-                .is_some_and(|node| node.leadership().borrow().is_me)
-        };
-        let leader = self.machines.keys().find(leads).copied();
-        match leader {
-            Some(leader) if self.random.below(2) == 0 => leader,
-            _ => self.any_member(),
-        }
-    }
-
-    fn misfortune(&mut self) {
-        let id = self.victim();
-        match self.random.below(16) {
-            0 | 1 => {
-                let silent = self.random.below(2) == 0;
-                self.crash(id, silent);
-            }
-            2 => {
-                // Many at once, now and then all.
-                for id in 1..=self.machines.len() as u64 {
-                    if self.random.below(3) > 0 {
-                        self.crash(id, true);
-                    }
-                }
-            }
-            3 => self.fault(id, |disk, more| Fault::CrashAt(disk + more)),
-            4 => self.fault(id, |disk, more| Fault::FailAt(disk + more)),
-            5 => self.fault(id, |_, more| Fault::Capacity((64 << 10) * (1 + more % 8))),
-            6 => {
-                let max = self.random.millis(1, 400);
-                if let Some(machine) = self.machines.get(&id) {
-                    self.world
-                        .network
-                        .note(format_args!("{id} has a disk that takes {max:?}"));
-                    machine.set_latency(max);
-                }
-            }
-            7 | 8 => self.isolate(id),
-            9 => self.split(),
-            10 => self.one_way(),
-            11 | 12 => {
-                self.world.network.note(format_args!("every way is open"));
-                self.world.network.heal();
-                self.bad_weather();
-            }
-            13 => {
-                let host = if self.random.below(2) == 0 {
-                    id
-                } else {
-                    self.any_member()
-                };
-                let by = self.random.below(20_000) as i64 - 8000;
-                self.world
-                    .network
-                    .note(format_args!("the clock of {host} jumps by {by} ms"));
-                simulated::jump(host, by);
-            }
-            14 => {
-                let to = self.any_member();
-                if let Some(node) = self.node(id) {
-                    self.world.network.note(format_args!("{id} hands over to {to}"));
-                    drop(
-                        self.world
-                            .network
-                            .spawn(id, async move { node.transfer_leadership(to).await }),
-                    );
-                }
-            }
-            _ => {
-                let host = 101 + self.random.below(NODES);
-                let silent = self.random.below(2) == 0;
-                self.crash(host, silent);
-            }
-        }
-    }
-
-    fn fault(&mut self, id: MemberId, fault: impl Fn(u64, u64) -> Fault) {
-        let (which, more) = (self.random.below(3), self.random.below(60));
-        let Some(machine) = self.machines.get(&id).filter(|machine| machine.runs()) else {
-            return;
-        };
-        let disk = machine.disks()[usize::from(which == 0)];
-        let fault = fault(disk.operations(), more);
-        self.world.network.note(format_args!("a disk of {id}: {fault:?}"));
-        disk.set_fault(fault);
-    }
-
-    fn everyone(&self) -> Vec<Host> {
-        let agents = self.nodes.iter().map(|node| node.host);
-        self.machines
-            .keys()
-            .copied()
-            .chain(agents)
-            .chain(201..=200 + CLIENTS + WATCHERS + 1)
-            .collect()
-    }
-
-    /// Nobody is reached by it, or it reaches nobody, or both.
-    fn isolate(&mut self, id: MemberId) {
-        let (inward, outward) = [(true, true), (true, false), (false, true)][self.random.below(3) as usize];
-        self.world.network.note(format_args!(
-            "{id} is cut off, inward {inward}, outward {outward}"
-        ));
-        let others = self.everyone().into_iter().filter(|host| *host != id);
-        let ways = others.flat_map(|host| {
-            let into = inward.then_some((host, id));
-            let out = outward.then_some((id, host));
-            into.into_iter().chain(out)
-        });
-        self.world.network.cut(ways);
-    }
-
-    /// Two halves that do not hear each other.
-    fn split(&mut self) {
-        let everyone = self.everyone();
-        let side: Vec<bool> = everyone.iter().map(|_| self.random.below(2) == 0).collect();
-        let mut ways = Vec::new();
-        for (from, one) in everyone.iter().zip(&side) {
-            for (to, other) in everyone.iter().zip(&side) {
-                if one != other {
-                    ways.push((*from, *to));
-                }
-            }
-        }
-        self.world.network.note(format_args!("split: {side:?}"));
-        self.world.network.cut(ways);
-    }
-
-    fn one_way(&mut self) {
-        let (from, to) = (self.any_member(), self.any_member());
-        self.world.network.note(format_args!("cut from {from} to {to}"));
-        self.world.network.cut([(from, to)]);
-    }
-
-    fn bad_weather(&mut self) {
-        let slow = [3, 10, 40][self.random.below(3) as usize];
-        let weather = Weather {
-            delay_ms: (1, slow),
-            late: [0, 5, 30][self.random.below(3) as usize],
-            broken: [0, 1, 8][self.random.below(3) as usize],
-            repeated: 50,
-        };
-        self.world.network.note(format_args!("{weather:?}"));
-        self.world.network.set_weather(weather);
-    }
-
     /// The trouble is over: everyone gets their answers, and all is as it was asked for.
     async fn rest(
         &mut self,
@@ -457,10 +407,21 @@ impl Story {
         self.world.network.note(format_args!("the trouble is over"));
         self.world.network.heal();
         self.world.network.set_weather(CALM);
-        for machine in self.machines.values() {
+        for (id, machine) in &self.machines {
             machine.set_latency(Duration::from_millis(2));
+            simulated::set_busy(*id, Duration::ZERO);
         }
-        // A disk that is still to fail may do so; it is whole when its machine starts again.
+        // A disk that is still to fail, or failed where nobody had to stop for it, is whole once its machine starts again.
+        let fails = |machine: &&Machine| machine.disks().iter().any(|disk| disk.fault() != Fault::None);
+        let failing: Vec<MemberId> = self
+            .machines
+            .values()
+            .filter(fails)
+            .map(|machine| machine.id)
+            .collect();
+        for id in failing {
+            self.crash(id, false);
+        }
         let began = Instant::now();
         let finished = |tasks: &[JoinHandle<()>]| tasks.iter().all(JoinHandle::is_finished);
         let mut settled = None;
@@ -499,6 +460,18 @@ impl Story {
                 .ok_or_else(|| format!("member {id} does not run"))?;
             if node.leadership().borrow().leader.is_none() {
                 return Err(format!("member {id} knows no leader"));
+            }
+            let members = node.members();
+            if !node.settled() || !members.iter().all(|member| member.voter) {
+                return Err(format!(
+                    "to member {id} a change of the members is not done: {members:?}"
+                ));
+            }
+            if !members.iter().map(|member| &member.id).eq(self.machines.keys()) {
+                return Err(format!(
+                    "the members are to be {:?}, and member {id} has {members:?}",
+                    self.machines.keys()
+                ));
             }
             states.push((*id, node.stale()));
         }
@@ -550,6 +523,7 @@ impl Story {
             calls: whole.calls.len(),
             changes: whole.changes.len(),
             ended: self.ends,
+            led: self.world.history.terms(),
         }
     }
 }
