@@ -3,6 +3,7 @@
 //! The consensus library (openraft) is known in here only; [`Node`] is what the rest of the process uses.
 
 mod codec;
+mod disk;
 pub mod forward;
 mod gather;
 pub mod log;

@@ -15,6 +15,7 @@ use rpc::v1::ProgressReply;
 use state::State;
 use tokio::sync::{Semaphore, broadcast, watch};
 
+use super::disk;
 use super::forward::COMMAND_BYTES_MAX;
 use super::gather::Gather;
 use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
@@ -24,7 +25,7 @@ use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{Member, MemberId, Proposal, Types};
 use crate::store::seal::Keys;
-use crate::store::{Dir, Disk};
+use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -165,6 +166,8 @@ pub(super) enum Refusal {
     Invalid(String),
     /// Too much is under way; nothing happened.
     Overloaded,
+    /// The disk is nearly full; nothing happened.
+    NearlyFull(String),
     /// This member's consensus has ended.
     Stopped(String),
 }
@@ -192,6 +195,9 @@ pub(super) struct Inner<D: Dir> {
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
     pub(super) gather: Gather,
+    pub(super) room: Watched,
+    /// Why no entry would find a place on most of the voters' disks, on the leader.
+    pub(super) full_majority: watch::Sender<Option<String>>,
 }
 
 impl<D: Dir> Node<D> {
@@ -208,6 +214,9 @@ impl<D: Dir> Node<D> {
         let peers = peers.into();
         let (segment_bytes, write_by) = (config.segment_bytes, config.write_by);
         let keys = config.keys;
+        let room = Watched::default();
+        disk::look(&room, &log, config.id);
+        let watched = (room.clone(), log.clone());
         let open = move || -> Result<_, StartError> {
             // The log last: it may begin a segment, and with a key missing nothing is to be written.
             let snapshots = Snapshots::open(snapshots, keys.clone())?;
@@ -248,8 +257,11 @@ impl<D: Dir> Node<D> {
             leadership,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
             gather,
+            room,
+            full_majority: watch::Sender::new(None),
         });
         gathered.carry(&Arc::downgrade(&inner));
+        tokio::spawn(disk::watch(Arc::downgrade(&inner), watched.0, watched.1));
         Ok(Self { inner })
     }
 
@@ -336,6 +348,7 @@ impl<D: Dir> Node<D> {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             term: metrics.current_term,
+            nearly_full: self.nearly_full().is_some(),
         }
     }
 
@@ -372,6 +385,21 @@ impl<D: Dir> Node<D> {
         }
     }
 
+    /// This member's disk, when it is nearly full: then it does not lead if another one can, and takes no writes.
+    pub(crate) fn nearly_full(&self) -> Option<NearlyFull> {
+        self.inner.room.nearly_full(self.id())
+    }
+
+    /// Likewise, when it does not even take what the leader has taken.
+    pub(super) fn exhausted(&self) -> Option<NearlyFull> {
+        self.inner.room.exhausted(self.id())
+    }
+
+    /// What is free of this member's disk, in bytes.
+    pub(crate) fn disk_free(&self) -> u64 {
+        self.inner.room.free()
+    }
+
     pub(super) fn raft(&self) -> &Raft<Types, StateMachine<D>> {
         &self.inner.raft
     }
@@ -389,6 +417,12 @@ impl<D: Dir> Node<D> {
         &self,
         commands: Vec<Vec<u8>>,
     ) -> Result<At<Vec<CommandReply>>, Refusal> {
+        if let Some(full) = self.nearly_full() {
+            return Err(Refusal::NearlyFull(full.to_string()));
+        }
+        if let Some(full) = self.inner.full_majority.borrow().as_ref() {
+            return Err(Refusal::NearlyFull(full.clone()));
+        }
         let count = commands.len();
         let proposal = Proposal::of(commands);
         if proposal.0.len() > COMMAND_BYTES_MAX || count == 0 {

@@ -4,6 +4,7 @@
 pub mod blocks;
 mod disk;
 pub mod os;
+mod room;
 pub mod seal;
 pub mod sim;
 
@@ -11,6 +12,8 @@ use std::io;
 use std::time::Duration;
 
 pub use disk::{Disk, DiskFile};
+pub(crate) use room::Watched;
+pub use room::{NearlyFull, Room};
 
 /// One flat directory that this process owns.
 pub trait Dir: Clone + Send + Sync + 'static {
@@ -28,6 +31,8 @@ pub trait Dir: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync(&self) -> io::Result<()>;
+    /// What is free of the disk.
+    fn room(&self) -> io::Result<Room>;
     /// Where it is, for messages.
     fn display(&self) -> String;
     /// How long the next batch of writes takes in simulated time; a real disk takes its own.

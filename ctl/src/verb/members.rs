@@ -66,7 +66,16 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
         .map(|member| member.last_log_index)
         .max()
         .unwrap_or_default();
-    let mut table = Table::new(["ID", "NAME", "ROLE", "ADDRESS", "PEER-ADDRESS", "APPLIED", "LAG"]);
+    let mut table = Table::new([
+        "ID",
+        "NAME",
+        "ROLE",
+        "ADDRESS",
+        "PEER-ADDRESS",
+        "APPLIED",
+        "LAG",
+        "HEALTH",
+    ]);
     for member in members {
         let known = member.role != "unreachable";
         let number = |number: u64| if known { number.to_string() } else { String::new() };
@@ -78,6 +87,12 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
             member.peer_address,
             number(member.applied_index),
             number(newest.saturating_sub(member.applied_index)),
+            match (known, member.nearly_full) {
+                (false, _) => "unreachable",
+                (true, true) => "disk nearly full",
+                (true, false) => "ok",
+            }
+            .to_owned(),
         ]);
     }
     out.table(&table)
