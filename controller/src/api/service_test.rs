@@ -29,7 +29,7 @@ use crate::session::Sessions;
 use crate::status::Reports;
 use crate::store::Disk;
 use crate::store::os::OsDir;
-use crate::store::seal::{Key, Keys};
+use seal::{Key, Keys};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -23,8 +23,8 @@ use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{Member, MemberId, Proposal, Types};
-use crate::store::seal::Keys;
 use crate::store::{Dir, Disk};
+use seal::Keys;
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
