@@ -3,6 +3,7 @@
 mod delete;
 mod node;
 mod put;
+pub(crate) mod restore;
 mod status;
 mod token;
 mod transaction;
@@ -30,6 +31,8 @@ pub struct Outcome {
     pub reply: CommandReply,
     /// For watches, in the order of their revisions; empty when it was refused, a dry run or a repetition.
     pub changes: Vec<Change>,
+    /// Another state took the place of the whole: watches list again.
+    pub replaced: bool,
 }
 
 impl Outcome {
@@ -94,6 +97,8 @@ struct Trial {
     objects: Vec<Object>,
     /// Likewise.
     deleted: Vec<Key>,
+    /// The state was replaced by another one.
+    replaced: bool,
     time: Timestamp,
 }
 
@@ -109,6 +114,7 @@ impl State {
             return Outcome {
                 reply,
                 changes: Vec::new(),
+                replaced: false,
             };
         }
         let mut trial = Trial {
@@ -116,10 +122,11 @@ impl State {
             changes: Vec::new(),
             objects: Vec::new(),
             deleted: Vec::new(),
+            replaced: false,
             time: command.time.unwrap_or_default(),
         };
         let dry = matches!(&command.kind, Some(Body::Transaction(transaction)) if transaction.dry_run);
-        let (reply, changes) = match trial.run(command) {
+        let (reply, changes, replaced) = match trial.run(command) {
             Ok(()) => {
                 let applied = Applied {
                     revision: trial.state.revision,
@@ -132,6 +139,7 @@ impl State {
                 (
                     Reply::Applied(applied),
                     if dry { Vec::new() } else { trial.changes },
+                    trial.replaced,
                 )
             }
             Err(Refusal {
@@ -147,6 +155,7 @@ impl State {
                         index,
                     }),
                     Vec::new(),
+                    false,
                 )
             }
         };
@@ -154,7 +163,11 @@ impl State {
         if !id.is_empty() && !dry {
             self.replies.push(id, &reply);
         }
-        Outcome { reply, changes }
+        Outcome {
+            reply,
+            changes,
+            replaced,
+        }
     }
 }
 
@@ -173,6 +186,7 @@ impl Trial {
                 "the name of the actor or of the verb is too long",
             );
         }
+        self.drop_abandoned();
         match &command.kind {
             Some(Body::Transaction(transaction)) => self.transaction(transaction, command),
             Some(Body::Status(batch)) => {
@@ -182,6 +196,7 @@ impl Trial {
             Some(Body::Token(change)) => self.token(change),
             Some(Body::Settings(settings)) => self.settle(settings),
             Some(Body::NodeJoin(join)) => self.join(join),
+            Some(Body::Restore(restore)) => self.restore(restore),
             Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }
