@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("agent", &["model", "proto", "rpc", "runtime", "sys"]),
     ("controller", &["model", "proto", "rpc", "seal", "state"]),
     ("base2histogram", &[]),
-    ("ctl", &["model", "proto", "rpc"]),
+    ("ctl", &["model", "proto", "rpc", "seal", "state"]),
     (
         "tests",
         &[
