@@ -1,7 +1,6 @@
 //! The replicated state out and in again, as `ctl cluster backup` and `restore` have it. Its parts are those of a snapshot;
 //! who reads them here seals them before they touch a disk.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,7 +11,7 @@ use proto::state::v1::command::Kind as Body;
 use rpc::v1::backup_part::Part;
 use rpc::v1::{BackupEnd, BackupPart, BackupStart, KindCount, RestoreResponse};
 use state::{SCHEMA_LEVEL, State};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -244,11 +243,6 @@ async fn send(start: BackupStart, state: State, parts: &Parts, stall: Duration) 
         chunks = rest;
         count += 1;
     }
-}
-
-/// The places of one member's backups.
-pub(super) fn places() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(BACKUPS_MAX))
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Service {
             pages: Pages::default(),
             authority,
             audit,
-            backups: backup::places(),
+            backups: Arc::new(Semaphore::new(backup::BACKUPS_MAX)),
             stopped,
         }
     }

@@ -289,9 +289,7 @@ fn tokens_and_answers_of_the_old_cluster_do_not_come_back_and_those_of_the_new_s
     applied(&new.apply(&token("new")));
     // Whoever makes a backup by hand gets nothing by it either.
     let mut by_hand = new.clone();
-    for part in [restore("h", 1, 0, &bytes(&old))] {
-        applied(&by_hand.apply(&part));
-    }
+    applied(&by_hand.apply(&restore("h", 1, 0, &bytes(&old))));
     let last = Restore {
         id: "h".to_owned(),
         part: 1,
