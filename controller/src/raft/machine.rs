@@ -44,7 +44,7 @@ impl Applied {
 pub enum Changed {
     /// All changes of one transaction: a watch shows all of them or none.
     By(Arc<[Change]>),
-    /// A snapshot took the place of everything; watches list again.
+    /// A snapshot or a backup took the place of everything; watches list again.
     All,
 }
 
@@ -100,8 +100,10 @@ impl<D: Dir> StateMachine<D> {
         };
         let outcomes = self.state.apply_all(&commands).into_iter();
         let replies = outcomes.map(|outcome| {
-            if !outcome.changes.is_empty() {
-                pending.changes.push(outcome.changes);
+            if outcome.replaced {
+                pending.changes.push(Changed::All);
+            } else if !outcome.changes.is_empty() {
+                pending.changes.push(Changed::By(outcome.changes.into()));
             }
             outcome.reply
         });
@@ -115,7 +117,7 @@ impl<D: Dir> StateMachine<D> {
             log_id: self.last,
         });
         for changes in pending.changes.drain(..) {
-            if self.published.changes.send(Changed::By(changes.into())).is_err() {
+            if self.published.changes.send(changes).is_err() {
                 tracing::trace!("nobody watches");
             }
         }
@@ -146,7 +148,7 @@ fn decode(bytes: &[u8]) -> io::Result<Command> {
 #[derive(Default)]
 struct Pending {
     commands: usize,
-    changes: Vec<Vec<Change>>,
+    changes: Vec<Changed>,
     answers: Vec<(ApplyResponder<Types>, Answer)>,
 }
 

@@ -12,6 +12,7 @@ use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
 use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
+use seal::Keys;
 use state::State;
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -24,7 +25,6 @@ use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{Member, MemberId, Proposal, Types};
-use crate::store::seal::Keys;
 use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.

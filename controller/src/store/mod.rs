@@ -1,11 +1,10 @@
 //! Directories and files as the log and the snapshots use them: the operating system's, and a simulated disk that
-//! crashes, tears, fills up and fails as real ones do. What is sealed (`seal.rs`) nobody reads without this member's key.
+//! crashes, tears, fills up and fails as real ones do. What is sealed (crate `seal`) nobody reads without this member's key.
 
 pub mod blocks;
 mod disk;
 pub mod os;
 mod room;
-pub mod seal;
 pub mod sim;
 
 use std::io;

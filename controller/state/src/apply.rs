@@ -3,6 +3,7 @@
 mod delete;
 mod node;
 mod put;
+pub(crate) mod restore;
 mod status;
 mod token;
 mod transaction;
@@ -31,6 +32,8 @@ pub struct Outcome {
     pub reply: CommandReply,
     /// For watches, in the order of their revisions; empty when it was refused, a dry run or a repetition.
     pub changes: Vec<Change>,
+    /// Another state took the place of the whole: watches list again.
+    pub replaced: bool,
 }
 
 impl Outcome {
@@ -97,6 +100,8 @@ struct Trial {
     objects: Vec<Object>,
     /// Likewise.
     deleted: Vec<Key>,
+    /// The state was replaced by another one.
+    replaced: bool,
     time: Timestamp,
 }
 
@@ -149,6 +154,7 @@ impl State {
             return Went::Right(Outcome {
                 reply,
                 changes: Vec::new(),
+                replaced: false,
             });
         }
         let mut trial = Trial {
@@ -157,6 +163,7 @@ impl State {
             changes: Vec::new(),
             objects: Vec::new(),
             deleted: Vec::new(),
+            replaced: false,
             time: command.time.unwrap_or_default(),
         };
         let result = trial.run(command);
@@ -173,9 +180,11 @@ impl State {
         let mut outcome = Outcome {
             reply: CommandReply { reply: Some(reply) },
             changes: trial.changes,
+            replaced: trial.replaced,
         };
         if refused || is_dry_run(command) {
             outcome.changes.clear();
+            outcome.replaced = false;
             if trial.touched {
                 return Went::Back(outcome);
             }
@@ -223,6 +232,7 @@ impl Trial {
         }
         // Transactions are many, and mostly refused before they begin.
         self.touched = !matches!(command.kind, Some(Body::Transaction(_)));
+        self.drop_abandoned();
         match &command.kind {
             Some(Body::Transaction(transaction)) => self.transaction(transaction, command),
             Some(Body::Status(batch)) => {
@@ -232,6 +242,7 @@ impl Trial {
             Some(Body::Token(change)) => self.token(change),
             Some(Body::Settings(settings)) => self.settle(settings),
             Some(Body::NodeJoin(join)) => self.join(join),
+            Some(Body::Restore(restore)) => self.restore(restore),
             Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }

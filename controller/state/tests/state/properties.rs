@@ -126,7 +126,7 @@ fn any_operation() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn any_command() -> impl Strategy<Value = Command> {
+pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let operations = prop::collection::vec(any_operation(), 0..4);
     let kind = prop_oneof![
         8 => (operations, prop::bool::weighted(0.1)).prop_map(|(operations, dry_run)| {
