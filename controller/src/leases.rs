@@ -19,7 +19,8 @@ use crate::raft::Node;
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long a node counts as there after its last heartbeat.
 pub(crate) const LEASE: Duration = Duration::from_secs(6);
-/// A renewal that takes longer than until the next heartbeat is of no use to it.
+/// A renewal that takes longer than until the next heartbeat is of no use to it, and neither is a leader that can't say
+/// within this time that it leads.
 const RENEW_TIMEOUT: Duration = HEARTBEAT;
 /// Renewals that wait at one member: one for each session there can be; those beyond are not granted.
 const RENEWALS_MAX: usize = 16_384;
@@ -134,7 +135,8 @@ impl Leases {
         *self.leading() = None;
     }
 
-    /// Renews the leases of these nodes; false when this member does not lead.
+    /// Renews the leases of these nodes; false when this member does not lead. Ask [`Node::leads`] first: another leader
+    /// waits one lease from its beginning on, and a renewal after that is not to be granted by the one before.
     pub(crate) fn renew(&self, nodes: Vec<String>) -> bool {
         let news = match self.leading().as_mut() {
             Some(table) => table.renew(nodes, Instant::now()),
@@ -221,7 +223,10 @@ async fn renew_at_leader(node: &Node, leases: &Leases, names: Vec<String>) -> bo
     let leadership = *node.leadership().borrow();
     let leader = match leadership.leader {
         None => return false,
-        Some(leader) if leader == node.id() => return leases.renew(names),
+        Some(leader) if leader == node.id() => {
+            let leads = tokio::time::timeout(RENEW_TIMEOUT, node.leads()).await;
+            return leads.unwrap_or(false) && leases.renew(names);
+        }
         Some(leader) => leader,
     };
     let channel = match node.peer_channel(leader) {

@@ -92,7 +92,8 @@ impl Relay for Service {
         request: Request<RenewLeasesRequest>,
     ) -> Result<Response<RenewLeasesResponse>, Status> {
         self.member(&request)?;
-        let granted = self.leases.renew(request.into_inner().nodes);
+        let leads = self.node.leads().await;
+        let granted = leads && self.leases.renew(request.into_inner().nodes);
         Ok(Response::new(RenewLeasesResponse { granted }))
     }
 

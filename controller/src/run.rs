@@ -360,11 +360,12 @@ async fn note_beginning(node: Node, places: Places, identity: Identity) {
 }
 
 /// A member that joined learns first; when it has caught up it asks for its vote.
-async fn ask_for_a_vote(node: Node) {
+pub(crate) async fn ask_for_a_vote(node: Node) {
     let me = |node: &Node| node.members().into_iter().find(|member| member.id == node.id());
     loop {
         match me(&node) {
-            Some(member) if member.voter => return,
+            // Not while that is half done: the leader may be gone that was to do the rest.
+            Some(member) if member.voter && node.settled() => return,
             Some(_) if caught_up(&node) => match node.promote(node.id()).await {
                 Ok(()) => tracing::info!("this controller has a vote now"),
                 Err(cause) => tracing::info!(%cause, "this controller has no vote yet"),

@@ -139,6 +139,8 @@ impl Service {
         request: &RemoveMemberRequest,
     ) -> Result<RemoveMemberResponse, Status> {
         let name = &request.name;
+        // Else a member that lags would not know who has joined.
+        self.state().await?;
         let members = self.node.members();
         let Some(found) = members.iter().find(|info| info.member.name == *name) else {
             let message = format!("there is no controller `{name}`; `ctl cluster members` lists them");

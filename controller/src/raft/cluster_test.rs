@@ -471,7 +471,17 @@ async fn without_most_members_nothing_is_acknowledged() {
     let (_cluster, mut nodes) = Cluster::three(1000).await;
     nodes.pop().unwrap().kill().await;
     nodes.pop().unwrap().kill().await;
-    let (written, read) = tokio::join!(nodes[0].node.propose(write("lost")), nodes[0].node.read());
+    let fourth = Member {
+        name: "c4".to_owned(),
+        ..Member::default()
+    };
+    let (written, added, read) = tokio::join!(
+        nodes[0].node.propose(write("lost")),
+        nodes[0].node.add_learner(4, fourth),
+        nodes[0].node.read()
+    );
+    // Also not when it is asked for again and stands in the leader's own log already.
+    assert!(matches!(added, Err(ChangeError::Unknown(_))), "{added:?}");
     assert!(
         matches!(
             written,

@@ -24,7 +24,7 @@ use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
-use super::types::{Member, MemberId, Proposal, Types};
+use super::types::{Member, MemberId, Proposal, StoredMembership, Types};
 use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
@@ -88,6 +88,9 @@ impl NodeConfig {
             // where it would put other entries into the same places. It stands for election like everyone.
             enable_leader_restore: Some(false),
             enable_pre_vote: Some(true), // a member that comes back must not depose a leader that works
+            // A leader that is heard and hears nobody would be followed for ever, and commit nothing: it falls silent for as
+            // long as the others need to elect another one.
+            quorum_loss_probe_interval: Some(3 * millis(self.election.1)),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.keep_entries,
             replication_lag_threshold: self.keep_entries / 2,
@@ -327,17 +330,22 @@ impl<D: Dir> Node<D> {
 
     /// Everyone in the cluster, by number.
     pub fn members(&self) -> Vec<MemberInfo> {
-        let metrics = self.raft().server_metrics();
-        let config = metrics.borrow_watched().membership_config.clone();
-        let voters: BTreeSet<MemberId> = config.voter_ids().collect();
-        config
-            .nodes()
-            .map(|(id, member)| MemberInfo {
-                id: *id,
-                member: member.clone(),
-                voter: voters.contains(id),
-            })
-            .collect()
+        infos(&self.membership())
+    }
+
+    /// Who is in the cluster by the log of this member: others may not have that entry yet.
+    fn membership(&self) -> Arc<StoredMembership> {
+        self.raft()
+            .server_metrics()
+            .borrow_watched()
+            .membership_config
+            .clone()
+    }
+
+    /// Whether no change of the voters is half done, as far as this member knows: one whose leader is lost between its two
+    /// steps stays so until the change is asked for again.
+    pub fn settled(&self) -> bool {
+        is_settled(&self.membership())
     }
 
     /// How far this member is.
@@ -460,6 +468,11 @@ impl<D: Dir> Node<D> {
         }
     }
 
+    /// Whether this member leads, as most of them confirm now: one that is cut off does not know that another one does.
+    pub(crate) async fn leads(&self) -> bool {
+        matches!(self.read_index_here().await, Ok(At::Leader(_)))
+    }
+
     /// Changes the members if this one leads.
     pub(super) async fn change_here(&self, change: &MemberChange) -> Result<At<()>, Refusal> {
         let leadership = *self.inner.leadership.borrow();
@@ -468,29 +481,32 @@ impl<D: Dir> Node<D> {
                 leadership.leader.filter(|leader| *leader != self.inner.id),
             ));
         }
-        let info = |id: MemberId| self.members().into_iter().find(|member| member.id == id);
+        let now = self.membership();
+        let members = infos(&now);
+        let info = |id: MemberId| members.iter().find(|member| member.id == id);
         let known = |id: MemberId| {
             info(id).ok_or_else(|| Refusal::Invalid(format!("there is no member {id} in this cluster")))
         };
         let raft = self.raft();
         let written = match change {
             MemberChange::AddLearner(id, member) => match info(*id) {
-                Some(found) if found.member == *member => return Ok(At::Leader(())),
+                Some(found) if found.member == *member => return self.confirmed(&now).await,
                 Some(_) => return Err(Refusal::Invalid(format!("there already is a member {id}"))),
                 None => within(raft.add_learner(*id, member.clone(), false)).await?,
             },
             MemberChange::Promote(id) => match known(*id)? {
-                MemberInfo { voter: true, .. } => return Ok(At::Leader(())),
-                MemberInfo { voter: false, .. } => {
+                MemberInfo { voter: true, .. } if is_settled(&now) => return self.confirmed(&now).await,
+                // A voter too, when the second step is missing: it is done now.
+                MemberInfo { .. } => {
                     let change = ChangeMembers::AddVoterIds(BTreeSet::from([*id]));
                     within(raft.change_membership(change, true)).await?
                 }
             },
             MemberChange::Remove(id) => {
                 let Some(found) = info(*id) else {
-                    return Ok(At::Leader(()));
+                    return self.confirmed(&now).await;
                 };
-                let voters = self.members().iter().filter(|member| member.voter).count();
+                let voters = members.iter().filter(|member| member.voter).count();
                 if found.voter && voters == 1 {
                     return Err(Refusal::Invalid("the last voter can't be removed".to_owned()));
                 }
@@ -520,6 +536,37 @@ impl<D: Dir> Node<D> {
             Err(cause) => write_failed(cause),
         }
     }
+}
+
+impl<D: Dir> Node<D> {
+    /// For a change that needs no entry any more: whether most members have the one that made it. The log of this one alone
+    /// may lose it again.
+    async fn confirmed(&self, now: &StoredMembership) -> Result<At<()>, Refusal> {
+        let made = now.log_id().map(|id| id.index);
+        match self.read_index_here().await? {
+            At::Leader(committed) if made <= Some(committed) => Ok(At::Leader(())),
+            At::Leader(_) => Err(Refusal::Unknown(
+                "most of the members do not have the change yet".to_owned(),
+            )),
+            At::Other(leader) => Ok(At::Other(leader)),
+        }
+    }
+}
+
+fn infos(membership: &StoredMembership) -> Vec<MemberInfo> {
+    let voters: BTreeSet<MemberId> = membership.voter_ids().collect();
+    membership
+        .nodes()
+        .map(|(id, member)| MemberInfo {
+            id: *id,
+            member: member.clone(),
+            voter: voters.contains(id),
+        })
+        .collect()
+}
+
+fn is_settled(membership: &StoredMembership) -> bool {
+    membership.membership().get_joint_config().len() == 1
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T, Refusal> {

@@ -51,6 +51,8 @@ pub(super) struct Core<D: Dir> {
     pub(super) committed: Option<LogId>,
     /// `committed` is newer than what was written: it goes with the next frame.
     pub(super) committed_pending: bool,
+    /// What was written of it, behind the entries that it is about. `committed` may be ahead of them: others had them first.
+    pub(super) committed_written: Option<LogId>,
     pub(super) purged: Option<LogId>,
     /// The next segment's file, filled with zeros ahead of its need; None where no real thread may work.
     pub(super) spare: Option<Spare<D::File>>,
@@ -131,6 +133,7 @@ impl<D: Dir> Core<D> {
         }
         if !frame.is_empty() {
             self.write_frame(frame, &mut placed, &mut effects)?;
+            self.committed_written = self.committed;
         }
         if purges {
             self.remove_segments(&mut effects)?;
@@ -218,7 +221,8 @@ impl<D: Dir> Core<D> {
         let mut checkpoint = FrameBuilder::new();
         let records = [
             self.vote.map(Record::Vote),
-            Some(Record::Committed(self.committed)),
+            // Before the entries of the next frame: a start after a crash between the two would take others for committed.
+            Some(Record::Committed(self.committed_written)),
             self.purged.map(Record::Purged),
         ];
         let encoded: Vec<Encoded> = records

@@ -277,6 +277,37 @@ proptest! {
     }
 }
 
+/// Others may have entries first, so that they are known to be committed before they are on this disk. A start applies what is
+/// committed: it has to be there, also when the crash came as a new segment began.
+#[test]
+fn what_is_committed_is_in_the_log_after_a_crash_at_any_disk_operation() {
+    async fn workload(dir: &SimDir) -> io::Result<()> {
+        let mut store = open(dir).map_err(io::Error::from)?;
+        for index in 0..20 {
+            store
+                .save_committed(Some(LogId::new_term_index(1, index)))
+                .await?;
+            append(&mut store, vec![entry(1, index, 700)]).await?;
+        }
+        Ok(())
+    }
+    block_on(async {
+        let calm = SimDir::new(Fault::None, 0);
+        workload(&calm).await.unwrap();
+        for crash_at in 0..calm.operations() {
+            let dir = SimDir::new(Fault::CrashAt(crash_at), 7);
+            assert!(workload(&dir).await.is_err(), "{crash_at}");
+            let mut store = open(&dir.after_crash(Fault::None)).expect("a crash is not damage");
+            let committed = store.read_committed().await.unwrap();
+            let last = store.get_log_state().await.unwrap().last_log_id;
+            assert!(
+                committed <= last,
+                "crash at {crash_at}: {committed:?} is committed, the log ends at {last:?}"
+            );
+        }
+    });
+}
+
 #[test]
 fn any_flipped_bit_before_the_last_frame_refuses_to_start() {
     block_on(async {

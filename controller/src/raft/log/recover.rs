@@ -39,6 +39,7 @@ pub(super) fn open<D: Dir>(
             vote: None,
             committed: None,
             committed_pending: false,
+            committed_written: None,
             purged: None,
             spare: None,
             failed: false,
@@ -201,6 +202,7 @@ impl<D: Dir> Recovery<D> {
         }
         self.core.vote = self.index.vote;
         self.core.committed = self.index.committed;
+        self.core.committed_written = self.index.committed;
         self.core.purged = self.index.purged;
         let writing = self.core.keys.writing().id();
         let goes_on = self
