@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::log::ENTRY_BYTES_MAX;
+use super::members::MemberChange;
 use super::network::MESSAGE_BYTES_MAX;
-use super::node::{At, LEADER_TIMEOUT, MemberChange, Node, Refusal};
+use super::node::{At, LEADER_TIMEOUT, Node, Refusal};
 use super::peers::Channel;
 use super::types::{Member, MemberId};
 use crate::store::Dir;

@@ -20,8 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::codec;
 use super::machine::blocking;
+use super::members::MemberChange;
 use super::network::SnapshotHeader;
-use super::node::{At, MemberChange, Node, Refusal};
+use super::node::{At, Node, Refusal};
 use super::types::{Member, MemberId};
 use crate::security::identity::Identity;
 use crate::security::listen::identity_of;
