@@ -63,7 +63,7 @@ fn main() {
     let written = begin.elapsed();
     let bytes: usize = chunks.iter().map(|chunk| chunk.len()).sum();
     let begin = Instant::now();
-    let read = State::decode(chunks.into_iter()).expect("it was written a moment ago");
+    let read = State::decode(chunks).expect("it was written a moment ago");
     let took = begin.elapsed();
     assert_eq!(read.count(model::Kind::Pod), PODS);
     println!(

@@ -16,12 +16,14 @@ const INTERVAL_NEAR: Duration = Duration::from_millis(200);
 const NEAR_BYTES: u64 = 1 << 30;
 
 /// Looks again and again, as long as there is the member: before a write finds the disk full.
-pub(super) async fn watch<D: Dir>(member: Weak<Inner<D>>, room: Watched, log: D) {
+pub(super) async fn watch<D: Dir>(member: Weak<Inner<D>>) {
+    let mut pause = INTERVAL_NEAR;
     loop {
-        let near = room.free() < NEAR_BYTES;
-        tokio::time::sleep(if near { INTERVAL_NEAR } else { INTERVAL }).await;
+        tokio::time::sleep(pause).await;
         let Some(inner) = member.upgrade() else { return };
-        look(&room, &log, inner.id);
+        look(&inner.room, &inner.directory, inner.id);
+        let near = inner.room.free() < NEAR_BYTES;
+        pause = if near { INTERVAL_NEAR } else { INTERVAL };
         let node = Node { inner };
         let leads = node.leadership().borrow().is_me;
         let full = match leads {

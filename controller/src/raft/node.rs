@@ -174,6 +174,8 @@ pub(super) struct Inner<D: Dir> {
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
     pub(super) gather: Gather,
+    /// Of the log. Whoever holds it keeps other processes out: only this does.
+    pub(super) directory: D,
     pub(super) room: Watched,
     /// Why no entry would find a place on most of the voters' disks, on the leader.
     pub(super) full_majority: watch::Sender<Option<String>>,
@@ -195,7 +197,7 @@ impl<D: Dir> Node<D> {
         let keys = config.keys;
         let room = Watched::default();
         disk::look(&room, &log, config.id);
-        let watched = (room.clone(), log.clone());
+        let directory = log.clone();
         let open = move || -> Result<_, StartError> {
             // The log last: it may begin a segment, and with a key missing nothing is to be written.
             let snapshots = Snapshots::open(snapshots, keys.clone())?;
@@ -236,11 +238,12 @@ impl<D: Dir> Node<D> {
             leadership,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
             gather,
+            directory,
             room,
             full_majority: watch::Sender::new(None),
         });
         gathered.carry(&Arc::downgrade(&inner));
-        tokio::spawn(disk::watch(Arc::downgrade(&inner), watched.0, watched.1));
+        tokio::spawn(disk::watch(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 

@@ -200,7 +200,7 @@ impl Daemon {
         }
     }
 
-    fn end(&mut self) -> std::io::Result<()> {
+    fn end(&mut self) -> io::Result<()> {
         let unshare = self.unshare.id();
         let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
         for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
