@@ -186,10 +186,12 @@ fn try_out(
         let outcome = state.apply(&command);
         match outcome.reply.reply {
             Some(Reply::Applied(_)) => {
-                let changed = outcome.changes.iter().filter_map(|change| change.object.as_ref());
+                let changed = outcome.changes.iter();
                 return Trial {
                     state,
-                    changed: changed.map(|object| place(&object::key(object))).collect(),
+                    changed: changed
+                        .map(|change| place(&object::key(change.object())))
+                        .collect(),
                 };
             }
             Some(Reply::Refused(refused)) => {

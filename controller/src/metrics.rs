@@ -142,6 +142,16 @@ fn metrics(
         ("bulkhead_raft_leads", "1 on the leader", leads),
         ("bulkhead_raft_members", "Controllers in the cluster", members),
         (
+            "bulkhead_disk_free_bytes",
+            "Free on the disk of this controller's data",
+            node.disk_free(),
+        ),
+        (
+            "bulkhead_disk_nearly_full",
+            "1 when this controller takes no writes for lack of room on its disk",
+            u64::from(node.nearly_full().is_some()),
+        ),
+        (
             "bulkhead_state_revision",
             "Counter of changes of objects",
             revision,

@@ -31,7 +31,7 @@ use crate::security::{new_uuid, unix_now};
 use crate::storage_keys::StorageKeysError;
 use crate::store::Disk;
 use crate::store::os::OsDir;
-use crate::store::seal::Keys;
+use seal::Keys;
 
 /// Nothing that we read here is larger.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::setup::{Places, SetupError, read, write};
-use crate::store::seal::{self, HEADER_BYTES, KEYS_MAX, Key, KeyId, Keys};
+use seal::{HEADER_BYTES, KEYS_MAX, Key, KeyId, Keys};
 
 /// How often a member looks whether a key is needed no longer: segments go with snapshots, which take minutes at least.
 const DROP_INTERVAL: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use crate::raft::types::{LogId, Vote};
 use crate::setup::{Places, SetupError};
 use crate::storage_keys::{StorageKeysError, rotate};
 use crate::store::Disk;
-use crate::store::seal::{KEYS_MAX, Keys};
+use seal::{KEYS_MAX, Keys};
 
 fn places() -> (tempfile::TempDir, Places) {
     let tmp = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 //! 2 usage, 3 cannot reach the cluster, 4 timed out.
 
 mod age;
+mod backup;
 mod change;
 mod cluster;
 mod config;
@@ -105,7 +106,7 @@ enum Verb {
     Token(verb::token::Token),
     /// Issue certificates for people, say who may do what
     Auth(verb::auth::Auth),
-    /// Show the cluster's members
+    /// List and remove controllers; back the cluster up and restore it
     Cluster(verb::members::ClusterVerb),
     /// Show and choose contexts
     Config(verb::contexts::ConfigVerb),
@@ -182,7 +183,7 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
         Verb::Image(args) => verb::image::run(args, &open()?, out).await,
         Verb::Token(args) => verb::token::run(args, &open()?, out).await,
         Verb::Auth(args) => verb::auth::run(args, &open()?, &path, out).await,
-        Verb::Cluster(args) => verb::members::run(args, &open()?, out).await,
+        Verb::Cluster(args) => verb::members::run(args, open, out).await,
         Verb::Config(args) => verb::contexts::run(args, &path, out),
         Verb::Dev(args) => dev::run(args, path, out).await,
         Verb::Completion(args) => verb::completion::run(&args),

@@ -6,10 +6,12 @@
 
 pub mod access;
 pub mod cluster;
+pub mod disk;
 pub mod kernel;
 pub mod leaks;
 pub mod machine;
 
 pub use access::Access;
 pub use cluster::{Cluster, Output};
+pub use disk::SmallDisk;
 pub use machine::{can_run, wait_for};

@@ -11,12 +11,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["proto"]),
     ("rpc", &["proto"]),
     ("state", &["model", "proto"]),
+    ("seal", &[]),
     ("sys", &[]),
     ("runtime", &["sys"]),
     ("agent", &["model", "proto", "rpc", "runtime", "sys"]),
-    ("controller", &["model", "proto", "rpc", "state"]),
+    ("controller", &["model", "proto", "rpc", "seal", "state"]),
     ("base2histogram", &[]),
-    ("ctl", &["model", "proto", "rpc"]),
+    ("ctl", &["model", "proto", "rpc", "seal", "state"]),
     (
         "tests",
         &[

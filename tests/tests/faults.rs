@@ -1,5 +1,6 @@
 //! Processes are killed without warning; what was promised goes on.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -9,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::cluster::{is_ready, text};
-use tests::{Cluster, can_run, kernel, wait_for};
+use tests::{Cluster, SmallDisk, can_run, kernel, wait_for};
 
 /// Names, uids and revisions of everything that a restart must keep.
 fn objects(cluster: &Cluster) -> Vec<(String, String, String)> {
@@ -370,4 +371,86 @@ fn a_dead_controller_is_replaced_by_a_new_one_of_its_name() {
     });
     cluster.kill("controller-2");
     cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: after\n");
+}
+
+#[test]
+fn full_disks_cost_the_lead_then_writes_and_nothing_else() {
+    if !can_run(
+        "full_disks_cost_the_lead_then_writes_and_nothing_else",
+        &["ip", "nft"],
+    ) {
+        return;
+    }
+    const LEFT: u64 = 8 << 20;
+    let cluster = Cluster::up_with(3, 1, &[]);
+    let names = ["controller-1", "controller-2", "controller-3"];
+    names.iter().for_each(|name| cluster.kill(name));
+    let [_, data, _] = tests::leaks::directories(&cluster.name);
+    let disks = names.map(|name| SmallDisk::over(&Path::new(&data).join(name).join("data"), "128m"));
+    cluster.bring_up();
+    let write = |value: &str| {
+        let text =
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  value: \"{value}\"\n");
+        let path = cluster.manifest("a.yaml", &text);
+        cluster.ctl(&["apply", "-f", &path.display().to_string()])
+    };
+    let value = || text(&cluster.get("configmap/a"), "/data/value");
+    let health = |name: &str| {
+        let table = cluster.ok(&["cluster", "members"]);
+        let row = table.lines().find(|line| line.contains(name)).map(str::to_owned);
+        row.unwrap_or_else(|| panic!("no {name} in {table}"))
+    };
+    assert_eq!(write("1").code, 0);
+
+    // Only the leader's: another one leads, and everything goes on.
+    let first = cluster.leader();
+    let place = names
+        .iter()
+        .position(|name| *name == first)
+        .expect("one of the three");
+    disks[place].fill(LEFT);
+    wait_for("another leader", Duration::from_secs(30), || {
+        (cluster.leader() != first).then_some(())
+    });
+    let written = write("2");
+    assert_eq!(written.code, 0, "{written:?}");
+    wait_for("the full disk in the table", Duration::from_secs(10), || {
+        health(&first).contains("disk nearly full").then_some(())
+    });
+
+    // All of them: reads go on, and a write says what is wrong.
+    for (place, disk) in disks.iter().enumerate() {
+        if names[place] != first {
+            disk.fill(LEFT);
+        }
+    }
+    let refused = wait_for("a refusal", Duration::from_secs(30), || {
+        Some(write("3")).filter(|written| written.code != 0)
+    });
+    assert!(
+        refused.stderr.contains("the disk") && refused.stderr.contains("nothing is written before"),
+        "{refused:?}"
+    );
+    assert_ne!(value(), "");
+    let pids = names.map(|name| cluster.process(name).pid);
+
+    // With room again they go on by themselves, and all come to the same.
+    disks.iter().for_each(SmallDisk::clear);
+    wait_for("a write", Duration::from_secs(30), || {
+        (write("4").code == 0).then_some(())
+    });
+    assert_eq!(value(), "4");
+    wait_for("all members to be up to date", Duration::from_secs(30), || {
+        names
+            .iter()
+            .all(|name| health(name).trim_end().ends_with("ok"))
+            .then_some(())
+    });
+    assert_eq!(
+        names.map(|name| cluster.process(name).pid),
+        pids,
+        "no member has ended"
+    );
+    drop(cluster);
+    drop(disks);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::cluster::text;
-use tests::{Cluster, can_run, wait_for};
+use tests::{Cluster, SmallDisk, can_run, wait_for};
 
 const TOOLS: &[&str] = &[
     "ip",
@@ -258,39 +258,6 @@ fn archives_of_other_tools_are_imported() {
         assert!(cluster.ok(&["image", "ls"]).contains(&reference));
         cluster.apply(&pod(name, &reference));
         cluster.ready(name);
-    }
-}
-
-/// A small disk in place of a directory, for as long as it lives.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// With what the directory holds.
-    fn over(directory: &Path, size: &str) -> Self {
-        let kept = tempfile::tempdir().expect("a directory");
-        let copy = |from: &Path, to: &Path| run(Command::new("cp").arg("-a").arg(from.join(".")).arg(to));
-        copy(directory, kept.path());
-        run(Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "small"])
-            .arg(directory));
-        let disk = Self(directory.to_owned());
-        copy(kept.path(), directory);
-        disk
-    }
-
-    fn free(&self) -> u64 {
-        let disk = nix::sys::statvfs::statvfs(&self.0).expect("a disk");
-        disk.blocks_available() * disk.fragment_size()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: an agent that a failed test left still has files there.
-        let gone = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-        if let Err(error) = gone {
-            eprintln!("{}: {error}", self.0.display());
-        }
     }
 }
 

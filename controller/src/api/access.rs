@@ -15,6 +15,7 @@
 //! | ImportImage, ListImages | create, list of `images.bulkhead.io` |
 //! | CreateToken, ListTokens, RevokeToken | create (the name is the role), list, delete of `tokens.bulkhead.io` |
 //! | Members, RemoveMember | list, delete of `members.bulkhead.io` |
+//! | Backup, Restore | everything: one shows all Secrets, the other brings all roles |
 //! | IssueCertificate | create of `certificates.bulkhead.io`, impersonate of the user and each group |
 //! | ReviewAccess | nothing of oneself; of others impersonate of the user and each group |
 //! | Version, WhoAmI | nothing |
@@ -254,6 +255,11 @@ pub(super) fn tokens(verb: &str, id: &str) -> Vec<Need> {
 
 pub(super) fn members(verb: &str, name: &str) -> Vec<Need> {
     one(own(verb, "members", name))
+}
+
+/// What only administrators have.
+pub(super) fn everything() -> Vec<Need> {
+    one(Access::everything())
 }
 
 pub(super) fn issue(request: &IssueCertificateRequest) -> Vec<Need> {

@@ -64,6 +64,8 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Api", "RevokeToken", Callers::Users),
     ("Api", "Members", Callers::Users),
     ("Api", "RemoveMember", Callers::Users),
+    ("Api", "Backup", Callers::Users),
+    ("Api", "Restore", Callers::Users),
     ("Api", "Version", Callers::Users),
     ("Api", "IssueCertificate", Callers::Users),
     ("Api", "ReviewAccess", Callers::Users),

@@ -1,16 +1,13 @@
 //! The cluster itself: its members, and the tokens that let others join.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use model::name;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::token_change::Change;
 use proto::state::v1::{Token, TokenChange};
-use rpc::v1::raft_client::RaftClient;
 use rpc::v1::{
     CreateTokenRequest, CreateTokenResponse, ListTokensResponse, Member, MembersResponse, ProgressReply,
-    ProgressRequest, RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse,
+    RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse,
 };
 use tonic::Status;
 
@@ -19,9 +16,6 @@ use super::{By, Service};
 use crate::raft::{ChangeError, MemberId, MemberInfo};
 use crate::security::token::{self, LIFE_SECONDS, LIFE_SECONDS_MAX, Role, USES_MAX};
 use crate::security::{new_uuid, unix_now};
-
-/// A member that has not said how far it is within this time counts as unreachable.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a token is asked for, complete and within bounds.
 #[derive(Debug, PartialEq, Eq)]
@@ -129,7 +123,7 @@ impl Service {
     pub(super) async fn do_members(&self) -> MembersResponse {
         let leader = self.node.leadership().borrow().leader;
         let asked = self.node.members().into_iter().map(|member| async move {
-            let progress = self.progress_of(member.id).await;
+            let progress = self.node.progress_of(member.id).await;
             shown(member, leader, progress)
         });
         let settings = self.node.stale().settings().cloned();
@@ -154,7 +148,7 @@ impl Service {
         };
         if found.voter && !request.force {
             let rest = members.iter().filter(|info| info.voter && info.id != found.id);
-            let answers = join_all(rest.map(|info| self.progress_of(info.id))).await;
+            let answers = join_all(rest.map(|info| self.node.progress_of(info.id))).await;
             let (there, all) = (answers.iter().flatten().count(), answers.len());
             if all > 0 && there * 2 <= all {
                 return Err(Status::failed_precondition(format!(
@@ -167,29 +161,6 @@ impl Service {
             Ok(()) => Ok(RemoveMemberResponse {}),
             Err(cause @ ChangeError::Refused(_)) => Err(Status::failed_precondition(cause.to_string())),
             Err(cause) => Err(Status::unavailable(cause.to_string())),
-        }
-    }
-
-    /// None: it did not say.
-    async fn progress_of(&self, id: MemberId) -> Option<ProgressReply> {
-        if id == self.node.id() {
-            return Some(self.node.progress());
-        }
-        let channel = match self.node.peer_channel(id)? {
-            Ok(channel) => channel,
-            Err(cause) => {
-                tracing::warn!(error = %cause, member = id, "a member's address can't be used");
-                return None;
-            }
-        };
-        let mut client = RaftClient::new(channel);
-        match tokio::time::timeout(PROGRESS_TIMEOUT, client.progress(ProgressRequest {})).await {
-            Ok(Ok(progress)) => Some(progress.into_inner()),
-            Ok(Err(status)) => {
-                tracing::debug!(member = id, %status, "a member did not say how far it is");
-                None
-            }
-            Err(_) => None,
         }
     }
 }
@@ -211,6 +182,7 @@ fn shown(member: MemberInfo, leader: Option<MemberId>, progress: Option<Progress
         last_log_index: progress.last_log_index,
         applied_index: progress.applied_index,
         term: progress.term,
+        nearly_full: progress.nearly_full,
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod admit;
 mod apply;
 mod auth;
 pub(crate) mod authorize;
+mod backup;
 mod carry;
 mod change;
 mod cluster;
@@ -13,6 +14,7 @@ pub(crate) mod guard;
 mod history;
 mod images;
 mod read;
+mod request;
 pub(crate) mod status;
 mod watch;
 pub(crate) mod wire;
@@ -25,17 +27,18 @@ use proto::state::v1::{Applied, Command, CommandReply, Key, Refused, command};
 use proto::v1::Object;
 use rpc::v1::api_server::{Api, ApiServer};
 use rpc::v1::{
-    ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
-    DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest, HistoryResponse, ImportInput,
-    ImportProgress, InspectResponse, IssueCertificateRequest, IssueCertificateResponse, ListImagesRequest,
-    ListImagesResponse, ListRequest, ListResponse, ListTokensRequest, ListTokensResponse, LogChunk,
-    LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest, RemoveMemberResponse,
-    ReviewAccessRequest, ReviewAccessResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest,
-    ScaleRequest, SetSchedulableRequest, UndoRequest, UndoResponse, VersionRequest, VersionResponse,
-    WatchEvent, WatchRequest, WhoAmIRequest, WhoAmIResponse, WhyResponse, open,
+    ApplyRequest, ApplyResponse, BackupPart, BackupRequest, CreateTokenRequest, CreateTokenResponse,
+    DeleteRequest, DeleteResponse, DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest,
+    HistoryResponse, ImportInput, ImportProgress, InspectResponse, IssueCertificateRequest,
+    IssueCertificateResponse, ListImagesRequest, ListImagesResponse, ListRequest, ListResponse,
+    ListTokensRequest, ListTokensResponse, LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef,
+    RemoveMemberRequest, RemoveMemberResponse, RestoreResponse, ReviewAccessRequest, ReviewAccessResponse,
+    RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest, SetSchedulableRequest,
+    UndoRequest, UndoResponse, VersionRequest, VersionResponse, WatchEvent, WatchRequest, WhoAmIRequest,
+    WhoAmIResponse, WhyResponse, open,
 };
-use state::rbac::Who;
 use state::{SCHEMA_LEVEL, State};
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -45,19 +48,17 @@ use crate::clock;
 use crate::events::Events;
 use crate::raft::Node;
 use crate::security::ca::Authority;
-use crate::security::new_uuid;
 use crate::watch::{self as changes, Ring};
 use admit::{Asker, Call};
 use guard::Guard;
 use read::Pages;
+use request::{By, answered, attempt_id, request_id};
 use status::{proposing, reading};
 
 /// Largest answer: a page of a list, and one object more.
 const ANSWER_BYTES_MAX: usize = 24 << 20;
 /// How often a write is decided anew because what it was decided on changed meanwhile.
 const ATTEMPTS_MAX: u32 = 16;
-/// Longest request id of a client: the state takes a few bytes more, which number the attempts.
-const REQUEST_ID_BYTES_MAX: usize = state::REQUEST_ID_BYTES_MAX - 8;
 
 /// The service; clones are the same one.
 #[derive(Clone)]
@@ -72,6 +73,8 @@ pub(crate) struct Service {
     /// Signs for people; its hash is part of every join token.
     authority: Arc<Authority>,
     audit: Audit,
+    /// A place for each backup that may be read at a time.
+    backups: Arc<Semaphore>,
     /// True when this member stops.
     stopped: tokio::sync::watch::Receiver<bool>,
 }
@@ -113,6 +116,7 @@ impl Service {
             pages: Pages::default(),
             authority,
             audit,
+            backups: Arc::new(Semaphore::new(backup::BACKUPS_MAX)),
             stopped,
         }
     }
@@ -144,51 +148,6 @@ impl Service {
             None => Err(Status::internal("the state gave no answer")),
         }
     }
-}
-
-/// Who writes and what they call it, for the history.
-#[derive(Clone, Debug)]
-struct By {
-    actor: String,
-    verb: String,
-}
-
-impl By {
-    fn new(who: &Who, verb: &str) -> Self {
-        let mut actor = who.name.clone();
-        actor.truncate(actor.floor_char_boundary(state::ACTOR_BYTES_MAX));
-        Self {
-            actor,
-            verb: verb.to_owned(),
-        }
-    }
-}
-
-/// The id under which a call writes: the client's, or one of its own.
-fn request_id(given: &str) -> Result<String, Status> {
-    match given.len() {
-        0 => Ok(new_uuid()),
-        1..=REQUEST_ID_BYTES_MAX => Ok(given.to_owned()),
-        bytes => Err(Status::invalid_argument(format!(
-            "a request id of {bytes} bytes is longer than {REQUEST_ID_BYTES_MAX}"
-        ))),
-    }
-}
-
-/// A call that decides anew writes under another id: the state remembers refusals too.
-fn attempt_id(id: &str, attempt: u32) -> String {
-    match attempt {
-        0 => id.to_owned(),
-        attempt => format!("{id}/{attempt}"),
-    }
-}
-
-/// The object that was written for this request, whichever attempt it was.
-fn answered(state: &State, id: &str) -> Option<Applied> {
-    (0..ATTEMPTS_MAX).find_map(|attempt| match state.reply(&attempt_id(id, attempt))?.reply {
-        Some(Reply::Applied(applied)) => Some(applied),
-        _ => None,
-    })
 }
 
 /// What it was decided on changed every time.
@@ -524,6 +483,27 @@ impl Api for Service {
             .map(Response::new)
     }
 
+    type BackupStream = BoxStream<'static, Result<BackupPart, Status>>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::everything();
+        let admitted = self.admit(Call::writes("Backup"), asker, |_| Ok(needs)).await?;
+        admitted.done(self.do_backup().await).await.map(Response::new)
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<BackupPart>>,
+    ) -> Result<Response<RestoreResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::everything();
+        let admitted = self.admit(Call::writes("Restore"), asker, |_| Ok(needs)).await?;
+        let by = By::new(&admitted.who, "cluster restore");
+        let answer = self.do_restore(request.into_inner(), &by).await;
+        admitted.done(answer).await.map(Response::new)
+    }
+
     /// Also while nobody leads, and for everybody with a certificate.
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(VersionResponse {
@@ -567,6 +547,8 @@ impl Api for Service {
     }
 }
 
+#[cfg(test)]
+mod backup_test;
 #[cfg(test)]
 mod rights_test;
 #[cfg(test)]

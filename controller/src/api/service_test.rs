@@ -24,12 +24,12 @@ use crate::security::ca::Subject;
 use crate::security::identity::{ADMINS, Identity};
 use crate::security::listen::accept;
 use crate::security::live::{ClientAuth, LiveCertificate};
-use crate::security::unix_now;
+use crate::security::{new_uuid, unix_now};
 use crate::session::Sessions;
 use crate::status::Reports;
 use crate::store::Disk;
 use crate::store::os::OsDir;
-use crate::store::seal::{Key, Keys};
+use seal::{Key, Keys};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -180,7 +180,7 @@ impl One {
             .map(Response::into_inner)
     }
 
-    async fn client(&self, subject: Option<Subject>) -> ApiClient<Channel> {
+    pub(super) async fn client(&self, subject: Option<Subject>) -> ApiClient<Channel> {
         ApiClient::new(self.channel(subject).await)
     }
 

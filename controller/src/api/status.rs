@@ -136,7 +136,9 @@ pub(crate) fn reading(cause: ReadError) -> Status {
 pub(crate) fn proposing(cause: ProposeError) -> Status {
     match cause {
         ProposeError::TooLarge { .. } => Status::invalid_argument(cause.to_string()),
-        ProposeError::Overloaded => Status::resource_exhausted(cause.to_string()),
+        ProposeError::NearlyFull { .. } | ProposeError::Overloaded => {
+            Status::resource_exhausted(cause.to_string())
+        }
         ProposeError::NoLeader | ProposeError::Unknown { .. } | ProposeError::Stopped { .. } => {
             Status::unavailable(cause.to_string())
         }

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::Service;
 use super::read::Filter;
-use crate::watch::Ring;
+use crate::watch::{Ring, shown};
 
 /// Changes or objects looked at in one step.
 const STEP: usize = 256;
@@ -173,18 +173,18 @@ impl Watching {
 
     /// Some of what changed; whether there was anything.
     fn look(&mut self) -> Result<bool, Status> {
-        let entries = self.ring.after(self.revision, STEP).map_err(expired)?;
-        for entry in &entries {
-            self.revision = entry.revision;
-            if let Some((happened, object)) = entry.shown(|object| self.filter.matches(object)) {
+        let changes = self.ring.after(self.revision, STEP).map_err(expired)?;
+        for change in &changes {
+            self.revision = change.revision;
+            if let Some((happened, object)) = shown(change, |object| self.filter.matches(object)) {
                 self.next.push_back(WatchEvent {
                     r#type: happened.as_str().to_owned(),
-                    revision: entry.revision,
+                    revision: change.revision,
                     object: Some(object),
                 });
             }
         }
-        Ok(!entries.is_empty())
+        Ok(!changes.is_empty())
     }
 }
 
@@ -199,12 +199,12 @@ fn bookmark(revision: u64) -> WatchEvent {
 #[cfg(test)]
 mod tests {
     use proto::v1::{ConfigMap, ObjectMeta};
+    use state::Change;
     use tonic::Code;
 
     use super::*;
-    use crate::watch::{Entry, Happened, Held};
 
-    fn added(revision: u64, namespace: &str) -> Entry {
+    fn added(revision: u64, namespace: &str) -> Change {
         let map = ConfigMap {
             metadata: Some(ObjectMeta {
                 name: format!("map-{revision}"),
@@ -214,12 +214,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        Entry {
-            revision,
-            happened: Happened::Added,
-            object: Held::Own(Arc::new(object::from(map))),
-            before: None,
-        }
+        Change::of_put(revision, None, Arc::new(object::from(map)))
     }
 
     fn watching(ring: &Ring, revision: u64, namespace: &str) -> (Watching, watch::Sender<bool>) {
@@ -289,8 +284,8 @@ mod tests {
             // The other member is behind where the reader was, as far, or ahead; it got its changes in other portions.
             for ahead in [11, 20, 30, 40] {
                 let (first, second) = (Ring::new(10), Ring::new(10));
-                first.push((11..=40).map(entry).collect());
-                second.push((11..=ahead).map(entry).collect());
+                first.push((11..=40).map(entry));
+                second.push((11..=ahead).map(entry));
                 let (mut seen, at) = read(&first, 10, cut).await;
                 let later = tokio::spawn(async move {
                     for revision in ahead + 1..=40 {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use model::{name, object};
 use proto::v1::{Event, Object, ObjectMeta, ObjectReference};
 use sha2::{Digest, Sha256};
+use state::Change;
 
 use super::millis;
-use crate::watch::{Entry, Happened, Held};
 
 /// Events of one member: a few for each pod of a large cluster's hour.
 pub(super) const EVENTS_MAX: usize = 10_000;
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Takes an event in; what changed by it. One about nothing is dropped.
-    pub(super) fn add(&mut self, mut event: Event, now_ms: i64) -> Vec<Entry> {
+    pub(super) fn add(&mut self, mut event: Event, now_ms: i64) -> Vec<Change> {
         let Some(about) = event
             .involved_object
             .clone()
@@ -133,23 +133,14 @@ impl Store {
             .or_default()
             .insert(self.revision);
         self.events.insert(place, kept);
-        let mut entries = vec![Entry {
-            revision: self.revision,
-            happened: if old.is_some() {
-                Happened::Modified
-            } else {
-                Happened::Added
-            },
-            object: Held::Own(object),
-            before: old.map(Held::Own),
-        }];
-        entries.extend(self.bound(&about));
-        entries
+        let mut changes = vec![Change::of_put(self.revision, old, object)];
+        changes.extend(self.bound(&about));
+        changes
     }
 
     /// Drops what did not happen for too long.
-    pub(super) fn expire(&mut self, now_ms: i64) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    pub(super) fn expire(&mut self, now_ms: i64) -> Vec<Change> {
+        let mut changes = Vec::new();
         while let Some((_, place)) = self.order.first_key_value() {
             let place = place.clone();
             let old = self
@@ -159,42 +150,35 @@ impl Store {
             if !old {
                 break;
             }
-            entries.extend(self.drop_event(&place));
+            changes.extend(self.drop_event(&place));
         }
-        entries
+        changes
     }
 
-    fn bound(&mut self, about: &str) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    fn bound(&mut self, about: &str) -> Vec<Change> {
+        let mut changes = Vec::new();
         let of_object = self.objects.get(about);
         if let Some(oldest) = of_object
             .filter(|of| of.len() > OF_OBJECT_MAX)
             .and_then(BTreeSet::first)
             && let Some(place) = self.order.get(oldest).cloned()
         {
-            entries.extend(self.drop_event(&place));
+            changes.extend(self.drop_event(&place));
         }
         if self.events.len() > EVENTS_MAX
             && let Some((_, place)) = self.order.first_key_value()
         {
             let place = place.clone();
-            entries.extend(self.drop_event(&place));
+            changes.extend(self.drop_event(&place));
         }
-        entries
+        changes
     }
 
-    fn drop_event(&mut self, place: &Place) -> Option<Entry> {
+    fn drop_event(&mut self, place: &Place) -> Option<Change> {
         self.unlink(place);
         let kept = self.events.remove(place)?;
         self.revision += 1;
-        let mut object = Arc::unwrap_or_clone(kept.object);
-        object::meta_mut(&mut object).resource_version = self.revision.to_string();
-        Some(Entry {
-            revision: self.revision,
-            happened: Happened::Deleted,
-            object: Held::Own(Arc::new(object)),
-            before: None,
-        })
+        Some(Change::of_erased(self.revision, kept.object))
     }
 
     /// Takes an event out of the indices.
@@ -249,6 +233,7 @@ fn cut(text: &mut String, bytes_max: usize) {
 #[cfg(test)]
 mod tests {
     use proto::v1::Pod;
+    use state::Happened;
 
     use super::*;
     use crate::events::about;
@@ -276,8 +261,8 @@ mod tests {
         )
     }
 
-    fn of(entry: &Entry) -> Event {
-        object::of::<Event>(entry.object.get().unwrap()).cloned().unwrap()
+    fn of(change: &Change) -> Event {
+        object::of::<Event>(change.object()).cloned().unwrap()
     }
 
     #[test]
@@ -288,10 +273,10 @@ mod tests {
             count: 3,
             ..event("a", "it failed", 5_000)
         };
-        let entries = store.add(again, 5_000);
-        assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].happened, Happened::Modified);
-        let merged = of(&entries[0]);
+        let changes = store.add(again, 5_000);
+        assert_eq!(changes.len(), 1);
+        assert_eq!(changes[0].happened, Happened::Modified);
+        let merged = of(&changes[0]);
         assert_eq!(merged.count, 4);
         assert_eq!(millis(merged.first_timestamp.as_ref()), 1_000);
         assert_eq!(millis(merged.last_timestamp.as_ref()), 5_000);
@@ -309,7 +294,7 @@ mod tests {
     #[test]
     fn every_member_gives_the_same_name() {
         let (mut here, mut there) = (Store::new(1), Store::new(50));
-        let name = |entries: &[Entry]| of(&entries[0]).metadata.unwrap().name;
+        let name = |changes: &[Change]| of(&changes[0]).metadata.unwrap().name;
         let first = name(&here.add(event("a", "it failed", 1), 1));
         there.add(event("b", "other", 1), 1);
         assert_eq!(name(&there.add(event("a", "it failed", 9), 9)), first);

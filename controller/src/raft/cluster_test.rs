@@ -22,8 +22,8 @@ use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::unix_now;
 use crate::store::Dir;
 use crate::store::os::OsDir;
-use crate::store::seal::{Key, Keys};
 use crate::store::sim::{Fault, SimDir};
+use seal::{Key, Keys};
 
 /// A member that runs, with what ends it.
 pub(super) struct Running<D: Dir = OsDir> {

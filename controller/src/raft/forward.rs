@@ -8,22 +8,25 @@ use proto::state::v1::{Command, CommandReply};
 use rpc::v1::change_members_request::Change;
 use rpc::v1::raft_client::RaftClient;
 use rpc::v1::{
-    ChangeMembersRequest, MemberAddress, ProposeRequest, ReadIndexRequest, change_members_reply,
-    propose_reply, read_index_reply,
+    ChangeMembersRequest, MemberAddress, ProgressReply, ProgressRequest, ProposeRequest, ReadIndexRequest,
+    change_members_reply, propose_reply, read_index_reply,
 };
 use state::State;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::log::ENTRY_BYTES_MAX;
+use super::members::MemberChange;
 use super::network::MESSAGE_BYTES_MAX;
-use super::node::{At, LEADER_TIMEOUT, MemberChange, Node, Refusal};
+use super::node::{At, LEADER_TIMEOUT, Node, Refusal};
 use super::peers::Channel;
 use super::types::{Member, MemberId};
 use crate::store::Dir;
 
 /// How long a call looks for a leader that carries it out.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+/// A member that has not said how far it is within this time counts as unreachable.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 /// While the leader is not known, or says that it isn't.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Largest command: what an entry may hold, less what the library puts around it.
@@ -44,6 +47,12 @@ pub enum ProposeError {
     /// More is proposed than the disks take; nothing was written.
     #[error("too many writes wait for the controllers' disks; try again later")]
     Overloaded,
+    /// The leader's disk is nearly full, and so are those of the others; nothing was written.
+    #[error("{cause}")]
+    NearlyFull {
+        /// Whose, and how much.
+        cause: String,
+    },
     /// It was handed over, and then no answer came. With a request id one may ask again.
     #[error("it is not known whether the write happened: {cause}")]
     Unknown {
@@ -95,6 +104,7 @@ pub(super) enum Try<T> {
     Unknown(String),
     Refused(String),
     Overloaded,
+    NearlyFull(String),
     Stopped(String),
 }
 
@@ -107,6 +117,7 @@ impl<T> Try<T> {
             Self::Unknown(cause) => Try::Unknown(cause.clone()),
             Self::Refused(cause) => Try::Refused(cause.clone()),
             Self::Overloaded => Try::Overloaded,
+            Self::NearlyFull(cause) => Try::NearlyFull(cause.clone()),
             Self::Stopped(cause) => Try::Stopped(cause.clone()),
         }
     }
@@ -127,6 +138,7 @@ impl<T> From<Result<At<T>, Refusal>> for Try<T> {
             Err(Refusal::Unknown(cause)) => Self::Unknown(cause),
             Err(Refusal::Invalid(cause)) => Self::Refused(cause),
             Err(Refusal::Overloaded) => Self::Overloaded,
+            Err(Refusal::NearlyFull(cause)) => Self::NearlyFull(cause),
             Err(Refusal::Stopped(cause)) => Self::Stopped(cause),
         }
     }
@@ -138,6 +150,7 @@ fn failed<T>(status: &Status) -> Try<T> {
             Try::Refused(status.message().to_owned())
         }
         Code::ResourceExhausted => Try::Overloaded,
+        Code::FailedPrecondition => Try::NearlyFull(status.message().to_owned()),
         _ => Try::Unknown(status.message().to_owned()),
     }
 }
@@ -164,6 +177,7 @@ impl<D: Dir> Node<D> {
                 }
                 Try::Unknown(cause) | Try::Refused(cause) => return Err(ProposeError::Unknown { cause }),
                 Try::Overloaded => return Err(ProposeError::Overloaded),
+                Try::NearlyFull(cause) => return Err(ProposeError::NearlyFull { cause }),
                 Try::Stopped(cause) => return Err(ProposeError::Stopped { cause }),
             }
             match self.pause(deadline).await {
@@ -189,7 +203,7 @@ impl<D: Dir> Node<D> {
             match self.inner.gather.read_index(hint).await {
                 Try::Done(index) => return self.wait_applied(index, deadline).await,
                 Try::Elsewhere(leader) => hint = leader,
-                Try::Unknown(_) | Try::Refused(_) | Try::Overloaded => hint = None,
+                Try::Unknown(_) | Try::Refused(_) | Try::Overloaded | Try::NearlyFull(_) => hint = None,
                 Try::Stopped(cause) => return Err(ReadError::Stopped { cause }),
             }
             match self.pause(deadline).await {
@@ -197,6 +211,29 @@ impl<D: Dir> Node<D> {
                 Pause::TimeOver => return Err(ReadError::NoLeader),
                 Pause::Stopped(cause) => return Err(ReadError::Stopped { cause }),
             }
+        }
+    }
+
+    /// How far a member is; None: it did not say.
+    pub(crate) async fn progress_of(&self, id: MemberId) -> Option<ProgressReply> {
+        if id == self.id() {
+            return Some(self.progress());
+        }
+        let channel = match self.peer_channel(id)? {
+            Ok(channel) => channel,
+            Err(cause) => {
+                tracing::warn!(error = %cause, member = id, "a member's address can't be used");
+                return None;
+            }
+        };
+        let mut client = RaftClient::new(channel);
+        match tokio::time::timeout(PROGRESS_TIMEOUT, client.progress(ProgressRequest {})).await {
+            Ok(Ok(progress)) => Some(progress.into_inner()),
+            Ok(Err(status)) => {
+                tracing::debug!(member = id, %status, "a member did not say how far it is");
+                None
+            }
+            Err(_) => None,
         }
     }
 
@@ -238,7 +275,7 @@ impl<D: Dir> Node<D> {
                     hint = None;
                     last = cause;
                 }
-                Try::Overloaded => hint = None,
+                Try::Overloaded | Try::NearlyFull(_) => hint = None,
                 Try::Refused(cause) => return Err(ChangeError::Refused(cause)),
                 Try::Stopped(cause) => return Err(ChangeError::Stopped(cause)),
             }

@@ -9,8 +9,8 @@ use openraft::entry::RaftPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message;
-use proto::state::v1::{Change, Command, CommandReply, command};
-use state::{SCHEMA_LEVEL, State};
+use proto::state::v1::{Command, CommandReply, command};
+use state::{Change, SCHEMA_LEVEL, State};
 use tokio::sync::{broadcast, watch};
 
 use super::log::WriteBy;
@@ -44,7 +44,7 @@ impl Applied {
 pub enum Changed {
     /// All changes of one transaction: a watch shows all of them or none.
     By(Arc<[Change]>),
-    /// A snapshot took the place of everything; watches list again.
+    /// A snapshot or a backup took the place of everything; watches list again.
     All,
 }
 
@@ -91,22 +91,23 @@ impl<D: Dir> StateMachine<D> {
     /// Carries out the commands of an entry.
     fn apply_entry(&mut self, bytes: &[u8], pending: &mut Pending) -> io::Result<Vec<CommandReply>> {
         let command = decode(bytes)?;
-        let Some(command::Kind::Batch(batch)) = command.kind else {
-            return Ok(vec![self.apply_command(&command, pending)]);
+        let commands = match command.kind {
+            Some(command::Kind::Batch(batch)) => {
+                let commands = batch.commands.iter().map(|bytes| decode(bytes));
+                commands.collect::<io::Result<_>>()?
+            }
+            _ => vec![command],
         };
-        let commands = batch.commands.iter().map(|bytes| {
-            let command = decode(bytes)?;
-            Ok(self.apply_command(&command, pending))
+        let outcomes = self.state.apply_all(&commands).into_iter();
+        let replies = outcomes.map(|outcome| {
+            if outcome.replaced {
+                pending.changes.push(Changed::All);
+            } else if !outcome.changes.is_empty() {
+                pending.changes.push(Changed::By(outcome.changes.into()));
+            }
+            outcome.reply
         });
-        commands.collect()
-    }
-
-    fn apply_command(&mut self, command: &Command, pending: &mut Pending) -> CommandReply {
-        let outcome = self.state.apply(command);
-        if !outcome.changes.is_empty() {
-            pending.changes.push(outcome.changes);
-        }
-        outcome.reply
+        Ok(replies.collect())
     }
 
     /// Readers first, then the answers: who was answered finds their write.
@@ -116,7 +117,7 @@ impl<D: Dir> StateMachine<D> {
             log_id: self.last,
         });
         for changes in pending.changes.drain(..) {
-            if self.published.changes.send(Changed::By(changes.into())).is_err() {
+            if self.published.changes.send(changes).is_err() {
                 tracing::trace!("nobody watches");
             }
         }
@@ -147,7 +148,7 @@ fn decode(bytes: &[u8]) -> io::Result<Command> {
 #[derive(Default)]
 struct Pending {
     commands: usize,
-    changes: Vec<Vec<Change>>,
+    changes: Vec<Changed>,
     answers: Vec<(ApplyResponder<Types>, Answer)>,
 }
 

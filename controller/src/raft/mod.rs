@@ -3,10 +3,12 @@
 //! The consensus library (openraft) is known in here only; [`Node`] is what the rest of the process uses.
 
 mod codec;
+mod disk;
 pub mod forward;
 mod gather;
 pub mod log;
 mod machine;
+mod members;
 mod network;
 pub mod node;
 pub mod peers;
@@ -17,7 +19,8 @@ pub mod types;
 
 pub use forward::{ChangeError, ProposeError, ReadError};
 pub use machine::{Applied, Changed};
-pub use node::{Leadership, MemberInfo, Node, NodeConfig, StartError};
+pub use members::MemberInfo;
+pub use node::{Leadership, Node, NodeConfig, StartError};
 pub use peers::{Channel, Peers};
 pub use snapshot::SnapshotError;
 pub use types::{Member, MemberId};

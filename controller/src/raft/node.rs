@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
+use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
+use seal::Keys;
 use state::State;
 use tokio::sync::{Semaphore, broadcast, watch};
 
+use super::disk;
 use super::forward::COMMAND_BYTES_MAX;
 use super::gather::Gather;
 use super::log::{LogError, LogStore, SEGMENT_BYTES, WriteBy};
@@ -22,9 +24,8 @@ use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
-use super::types::{Member, MemberId, Proposal, StoredMembership, Types};
-use crate::store::seal::Keys;
-use crate::store::{Dir, Disk};
+use super::types::{Member, MemberId, Proposal, Types};
+use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,30 +130,6 @@ pub struct Leadership {
     pub is_me: bool,
 }
 
-/// A member as the cluster knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberInfo {
-    /// Its number.
-    pub id: MemberId,
-    /// Name and addresses.
-    pub member: Member,
-    /// It has a vote; else it only learns.
-    pub voter: bool,
-}
-
-/// A change of who is in the cluster.
-#[derive(Clone, Debug)]
-pub enum MemberChange {
-    /// A new one, without a vote.
-    AddLearner(MemberId, Member),
-    /// Give it a vote.
-    Promote(MemberId),
-    /// Take it out.
-    Remove(MemberId),
-    /// Make it the leader.
-    TransferTo(MemberId),
-}
-
 /// The leader did it, or somebody else leads.
 pub(super) enum At<T> {
     Leader(T),
@@ -168,6 +145,8 @@ pub(super) enum Refusal {
     Invalid(String),
     /// Too much is under way; nothing happened.
     Overloaded,
+    /// The disk is nearly full; nothing happened.
+    NearlyFull(String),
     /// This member's consensus has ended.
     Stopped(String),
 }
@@ -195,6 +174,11 @@ pub(super) struct Inner<D: Dir> {
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
     pub(super) gather: Gather,
+    /// Of the log. Whoever holds it keeps other processes out: only this does.
+    pub(super) directory: D,
+    pub(super) room: Watched,
+    /// Why no entry would find a place on most of the voters' disks, on the leader.
+    pub(super) full_majority: watch::Sender<Option<String>>,
 }
 
 impl<D: Dir> Node<D> {
@@ -211,6 +195,9 @@ impl<D: Dir> Node<D> {
         let peers = peers.into();
         let (segment_bytes, write_by) = (config.segment_bytes, config.write_by);
         let keys = config.keys;
+        let room = Watched::default();
+        disk::look(&room, &log, config.id);
+        let directory = log.clone();
         let open = move || -> Result<_, StartError> {
             // The log last: it may begin a segment, and with a key missing nothing is to be written.
             let snapshots = Snapshots::open(snapshots, keys.clone())?;
@@ -251,8 +238,12 @@ impl<D: Dir> Node<D> {
             leadership,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
             gather,
+            directory,
+            room,
+            full_majority: watch::Sender::new(None),
         });
         gathered.carry(&Arc::downgrade(&inner));
+        tokio::spawn(disk::watch(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -316,26 +307,6 @@ impl<D: Dir> Node<D> {
         self.inner.leadership.clone()
     }
 
-    /// Everyone in the cluster, by number.
-    pub fn members(&self) -> Vec<MemberInfo> {
-        infos(&self.membership())
-    }
-
-    /// Who is in the cluster by the log of this member: others may not have that entry yet.
-    fn membership(&self) -> Arc<StoredMembership> {
-        self.raft()
-            .server_metrics()
-            .borrow_watched()
-            .membership_config
-            .clone()
-    }
-
-    /// Whether no change of the voters is half done, as far as this member knows: one whose leader is lost between its two
-    /// steps stays so until the change is asked for again.
-    pub fn settled(&self) -> bool {
-        is_settled(&self.membership())
-    }
-
     /// How far this member is.
     pub fn progress(&self) -> ProgressReply {
         let metrics = self.raft().metrics();
@@ -344,14 +315,8 @@ impl<D: Dir> Node<D> {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             term: metrics.current_term,
+            nearly_full: self.nearly_full().is_some(),
         }
-    }
-
-    /// A number for a member that joins: higher than any that was ever given, as each joining is an entry of the log.
-    pub fn next_member_id(&self) -> MemberId {
-        let highest = self.members().iter().map(|member| member.id).max().unwrap_or(0);
-        let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or(0);
-        highest.max(last) + 1
     }
 
     /// The connection for calls to another member; None when it is not in the cluster.
@@ -380,6 +345,21 @@ impl<D: Dir> Node<D> {
         }
     }
 
+    /// This member's disk, when it is nearly full: then it does not lead if another one can, and takes no writes.
+    pub(crate) fn nearly_full(&self) -> Option<NearlyFull> {
+        self.inner.room.nearly_full(self.id())
+    }
+
+    /// Likewise, when it does not even take what the leader has taken.
+    pub(super) fn exhausted(&self) -> Option<NearlyFull> {
+        self.inner.room.exhausted(self.id())
+    }
+
+    /// What is free of this member's disk, in bytes.
+    pub(crate) fn disk_free(&self) -> u64 {
+        self.inner.room.free()
+    }
+
     pub(super) fn raft(&self) -> &Raft<Types, StateMachine<D>> {
         &self.inner.raft
     }
@@ -397,6 +377,12 @@ impl<D: Dir> Node<D> {
         &self,
         commands: Vec<Vec<u8>>,
     ) -> Result<At<Vec<CommandReply>>, Refusal> {
+        if let Some(full) = self.nearly_full() {
+            return Err(Refusal::NearlyFull(full.to_string()));
+        }
+        if let Some(full) = self.inner.full_majority.borrow().as_ref() {
+            return Err(Refusal::NearlyFull(full.clone()));
+        }
         let count = commands.len();
         let proposal = Proposal::of(commands);
         if proposal.0.len() > COMMAND_BYTES_MAX || count == 0 {
@@ -438,109 +424,14 @@ impl<D: Dir> Node<D> {
     pub(crate) async fn leads(&self) -> bool {
         matches!(self.read_index_here().await, Ok(At::Leader(_)))
     }
-
-    /// Changes the members if this one leads.
-    pub(super) async fn change_here(&self, change: &MemberChange) -> Result<At<()>, Refusal> {
-        let leadership = *self.inner.leadership.borrow();
-        if !leadership.is_me {
-            return Ok(At::Other(
-                leadership.leader.filter(|leader| *leader != self.inner.id),
-            ));
-        }
-        let now = self.membership();
-        let members = infos(&now);
-        let info = |id: MemberId| members.iter().find(|member| member.id == id);
-        let known = |id: MemberId| {
-            info(id).ok_or_else(|| Refusal::Invalid(format!("there is no member {id} in this cluster")))
-        };
-        let raft = self.raft();
-        let written = match change {
-            MemberChange::AddLearner(id, member) => match info(*id) {
-                Some(found) if found.member == *member => return self.confirmed(&now).await,
-                Some(_) => return Err(Refusal::Invalid(format!("there already is a member {id}"))),
-                None => within(raft.add_learner(*id, member.clone(), false)).await?,
-            },
-            MemberChange::Promote(id) => match known(*id)? {
-                MemberInfo { voter: true, .. } if is_settled(&now) => return self.confirmed(&now).await,
-                // A voter too, when the second step is missing: it is done now.
-                MemberInfo { .. } => {
-                    let change = ChangeMembers::AddVoterIds(BTreeSet::from([*id]));
-                    within(raft.change_membership(change, true)).await?
-                }
-            },
-            MemberChange::Remove(id) => {
-                let Some(found) = info(*id) else {
-                    return self.confirmed(&now).await;
-                };
-                let voters = members.iter().filter(|member| member.voter).count();
-                if found.voter && voters == 1 {
-                    return Err(Refusal::Invalid("the last voter can't be removed".to_owned()));
-                }
-                let ids = BTreeSet::from([*id]);
-                let change = if found.voter {
-                    ChangeMembers::RemoveVoters(ids)
-                } else {
-                    ChangeMembers::RemoveNodes(ids)
-                };
-                let removed = within(raft.change_membership(change, false)).await?;
-                self.inner.peers.forget(*id);
-                removed
-            }
-            MemberChange::TransferTo(id) if *id == self.inner.id => return Ok(At::Leader(())),
-            MemberChange::TransferTo(id) => {
-                if !known(*id)?.voter {
-                    return Err(Refusal::Invalid(format!("member {id} has no vote")));
-                }
-                let sent = raft.trigger().transfer_leader(*id).await;
-                return sent
-                    .map(At::Leader)
-                    .map_err(|cause| Refusal::Stopped(cause.to_string()));
-            }
-        };
-        match written {
-            Ok(_) => Ok(At::Leader(())),
-            Err(cause) => write_failed(cause),
-        }
-    }
 }
 
-impl<D: Dir> Node<D> {
-    /// For a change that needs no entry any more: whether most members have the one that made it. The log of this one alone
-    /// may lose it again.
-    async fn confirmed(&self, now: &StoredMembership) -> Result<At<()>, Refusal> {
-        let made = now.log_id().map(|id| id.index);
-        match self.read_index_here().await? {
-            At::Leader(committed) if made <= Some(committed) => Ok(At::Leader(())),
-            At::Leader(_) => Err(Refusal::Unknown(
-                "most of the members do not have the change yet".to_owned(),
-            )),
-            At::Other(leader) => Ok(At::Other(leader)),
-        }
-    }
-}
-
-fn infos(membership: &StoredMembership) -> Vec<MemberInfo> {
-    let voters: BTreeSet<MemberId> = membership.voter_ids().collect();
-    membership
-        .nodes()
-        .map(|(id, member)| MemberInfo {
-            id: *id,
-            member: member.clone(),
-            voter: voters.contains(id),
-        })
-        .collect()
-}
-
-fn is_settled(membership: &StoredMembership) -> bool {
-    membership.membership().get_joint_config().len() == 1
-}
-
-async fn within<T>(work: impl Future<Output = T>) -> Result<T, Refusal> {
+pub(super) async fn within<T>(work: impl Future<Output = T>) -> Result<T, Refusal> {
     let timed = tokio::time::timeout(LEADER_TIMEOUT, work).await;
     timed.map_err(|_| Refusal::Unknown("the leader could not reach most of the members in time".to_owned()))
 }
 
-fn write_failed<T>(cause: RaftError<Types, ClientWriteError<Types>>) -> Result<At<T>, Refusal> {
+pub(super) fn write_failed<T>(cause: RaftError<Types, ClientWriteError<Types>>) -> Result<At<T>, Refusal> {
     match cause {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => Ok(At::Other(forward.leader_id)),
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(cause)) => {

@@ -1,8 +1,9 @@
 //! What the other members call: the consensus library's messages, and calls that only the leader can carry out.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use openraft::raft::AppendEntriesRequest;
 use openraft::storage::Snapshot;
 use prost::Message;
@@ -19,12 +20,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::codec;
 use super::machine::blocking;
+use super::members::MemberChange;
 use super::network::SnapshotHeader;
-use super::node::{At, MemberChange, Node, Refusal};
+use super::node::{At, Node, Refusal};
 use super::types::{Member, MemberId};
 use crate::security::identity::Identity;
 use crate::security::listen::identity_of;
-use crate::store::Dir;
+use crate::store::{Dir, NearlyFull};
 
 /// Of answers that are sent together, the first not counted.
 const REPLIES_BYTES_MAX: usize = 1 << 20;
@@ -46,6 +48,11 @@ fn fatal(cause: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this member is stopping: {cause}"))
 }
 
+/// The leader backs off.
+fn no_room(full: &NearlyFull) -> Status {
+    Status::failed_precondition(full.to_string())
+}
+
 fn answer<T: Serialize>(message: &T) -> Result<Response<Envelope>, Status> {
     codec::envelope(message).map(Response::new)
 }
@@ -61,6 +68,7 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::Unknown(cause) => Status::deadline_exceeded(cause),
         Refusal::Invalid(cause) => Status::invalid_argument(cause),
         Refusal::Overloaded => Status::resource_exhausted("too many writes wait for the disks"),
+        Refusal::NearlyFull(cause) => Status::failed_precondition(cause),
         Refusal::Stopped(cause) => fatal(cause),
     }
 }
@@ -101,13 +109,23 @@ impl<D: Dir> RaftService for PeerService<D> {
         request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         member(&request)?;
-        // The first message that can't be read ends the stream: the leader starts over.
-        let requests = tokio_stream::StreamExt::map_while(request.into_inner(), |envelope| {
+        // The first message that can't be read ends the stream: the leader starts over. So does one with entries for which
+        // the disk has no room; heartbeats have none.
+        let (node, refused) = (self.node.clone(), Arc::new(OnceLock::new()));
+        let why = refused.clone();
+        let requests = tokio_stream::StreamExt::map_while(request.into_inner(), move |envelope| {
             let decoded =
                 envelope.and_then(|envelope| codec::decode::<AppendEntriesRequest<_>>(&envelope.payload));
-            decoded
+            let decoded = decoded
                 .map_err(|status| tracing::debug!(%status, "an append stream ended"))
-                .ok()
+                .ok()?;
+            match node.exhausted().filter(|_| !decoded.entries.is_empty()) {
+                None => Some(decoded),
+                Some(full) => {
+                    why.get_or_init(|| full);
+                    None
+                }
+            }
         });
         let answers = self
             .node
@@ -117,6 +135,8 @@ impl<D: Dir> RaftService for PeerService<D> {
                 Ok(result) => codec::envelope(&result),
                 Err(cause) => Err(fatal(cause)),
             });
+        let last = stream::once(async move { refused.get().map(|full| Err(no_room(full))) });
+        let answers = answers.chain(last.filter_map(std::future::ready));
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -158,6 +178,9 @@ impl<D: Dir> RaftService for PeerService<D> {
         let header: SnapshotHeader = codec::decode(&header)?;
         let storage =
             |cause: &dyn std::fmt::Display| Status::internal(format!("failed to take the snapshot: {cause}"));
+        if let Some(full) = self.node.exhausted() {
+            return Err(no_room(&full));
+        }
         let mut incoming = self.node.snapshots().receive().map_err(|cause| storage(&cause))?;
         let mut received = 0;
         while let Some(chunk) = chunks.message().await? {

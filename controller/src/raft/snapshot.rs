@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::types::SnapshotMeta;
 use crate::store::blocks::{Blocks, BlocksError, BlocksWriter};
-use crate::store::seal::{HeaderError, KeyError, Keys};
 use crate::store::{Dir, File};
+use seal::{HeaderError, KeyError, Keys};
 
 const MAGIC: &[u8; 8] = b"BHSNAPSH";
 const VERSION: u32 = 1;

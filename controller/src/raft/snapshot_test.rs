@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use super::*;
-use crate::store::seal::Key;
 use crate::store::sim::{Fault, SimDir};
+use seal::Key;
 
 fn keys() -> Keys {
     static KEYS: LazyLock<Keys> =

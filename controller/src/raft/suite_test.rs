@@ -8,7 +8,7 @@ use super::machine::{Published, StateMachine};
 use super::snapshot::Snapshots;
 use super::types::Types;
 use crate::store::os::OsDir;
-use crate::store::seal::{Key, Keys};
+use seal::{Key, Keys};
 
 struct Builder(WriteBy);
 

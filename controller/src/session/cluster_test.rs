@@ -35,7 +35,7 @@ use crate::security::live::{ClientAuth, LiveCertificate};
 use crate::security::{new_uuid, unix_now};
 use crate::store::Disk;
 use crate::store::os::OsDir;
-use crate::store::seal::{self, Keys};
+use seal::Keys;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

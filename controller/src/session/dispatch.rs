@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::state::v1::Change;
+use model::{Kind, object};
 use proto::v1::Node as NodeObject;
-use proto::v1::object::Object as Any;
-use state::State;
+use state::{Change, Happened, State};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tonic::Status;
@@ -62,20 +61,26 @@ fn all_peers(state: &State) -> Peers {
 fn tell(changes: &[Change], sessions: &Sessions, peers: &mut Peers) -> bool {
     let (mut peers_changed, mut used_changed) = (false, false);
     for change in changes {
-        match change.object.as_ref().and_then(|object| object.object.as_ref()) {
-            Some(Any::Pod(pod)) => {
-                let node = pod.spec.as_ref().map_or("", |spec| spec.node_name.as_str());
+        match change.kind() {
+            Some(Kind::Pod) => {
+                let node = change.node_of_pod();
                 if !node.is_empty() {
                     sessions.mark_pods(node);
                 }
             }
-            Some(Any::ConfigMap(_) | Any::Secret(_)) => used_changed = true,
-            Some(Any::Node(node)) if change.r#type == "DELETED" => {
-                let name = name_of(node);
-                peers_changed |= peers.remove(name).is_some();
-                sessions.close(name, deleted(name));
+            Some(Kind::ConfigMap | Kind::Secret) => used_changed = true,
+            Some(Kind::Node) => {
+                let Some(node) = object::of::<NodeObject>(change.object()) else {
+                    continue;
+                };
+                if change.happened == Happened::Deleted {
+                    let name = name_of(node);
+                    peers_changed |= peers.remove(name).is_some();
+                    sessions.close(name, deleted(name));
+                } else {
+                    peers_changed |= update(peers, node);
+                }
             }
-            Some(Any::Node(node)) => peers_changed |= update(peers, node),
             _ => {}
         }
     }

@@ -10,11 +10,11 @@ use proto::state::v1::DeleteOp;
 use proto::v1::{ConfigMap, Object, ObjectMeta, PodStatus, RoleBinding, RoleRef, Secret, Subject as Bound};
 use rpc::v1::agent_message::Message as Up;
 use rpc::v1::{
-    AgentMessage, ApplyItem, ApplyRequest, CarryUp, CreateTokenRequest, DeleteRequest, ExecInput, ExecStart,
-    GetRequest, HistoryRequest, ImportInput, ImportStart, IssueCertificateRequest, JoinMemberRequest,
-    JoinNodeRequest, ListRequest, LogsRequest, PodRef, PodReport, PodReports, RemoveMemberRequest,
-    ReviewAccessRequest, RevokeTokenRequest, RollbackRequest, ScaleRequest, SetSchedulableRequest,
-    UndoRequest, WatchRequest, carry_up, exec_input, import_input,
+    AgentMessage, ApplyItem, ApplyRequest, BackupPart, CarryUp, CreateTokenRequest, DeleteRequest, ExecInput,
+    ExecStart, GetRequest, HistoryRequest, ImportInput, ImportStart, IssueCertificateRequest,
+    JoinMemberRequest, JoinNodeRequest, ListRequest, LogsRequest, PodRef, PodReport, PodReports,
+    RemoveMemberRequest, ReviewAccessRequest, RevokeTokenRequest, RollbackRequest, ScaleRequest,
+    SetSchedulableRequest, UndoRequest, WatchRequest, carry_up, exec_input, import_input,
 };
 use tonic::client::Grpc;
 use tonic::transport::Channel;
@@ -330,6 +330,8 @@ fn table() -> Vec<(&'static str, &'static str, Vec<u8>, May)> {
             }),
             May::Admins,
         ),
+        ("Api", "Backup", Vec::new(), May::Admins),
+        ("Api", "Restore", bytes(BackupPart::default()), May::Admins),
         ("Api", "Version", Vec::new(), May::Users),
         (
             "Api",

@@ -242,7 +242,6 @@ impl History {
                     Ok(Changed::By(set)) => {
                         let last = set.last().map_or(0, |change| change.revision);
                         for change in set.iter() {
-                            let Some(object) = &change.object else { continue };
                             if change.revision <= head && change.revision != 0 {
                                 let what =
                                     format!("member {id} goes from revision {head} to {}", change.revision);
@@ -250,8 +249,8 @@ impl History {
                             }
                             head = change.revision;
                             let applied = Change {
-                                kind: change.r#type.clone(),
-                                object: object.clone(),
+                                kind: change.happened.as_str().to_owned(),
+                                object: change.object().clone(),
                                 last: change.revision == last,
                             };
                             history.applied(id, change.revision, applied);

@@ -19,9 +19,9 @@ use crate::security::identity::{Authenticated, Identity};
 use crate::security::listen::Caller;
 use crate::simulated::Random;
 use crate::store::Disk;
-use crate::store::seal::{Key, Keys};
 use crate::store::sim::{Fault, SimDir};
 use rpc::tls::TlsError;
+use seal::{Key, Keys};
 
 /// A process that has ended, with its life's number and why.
 pub(super) type Ended = (MemberId, u64, String);

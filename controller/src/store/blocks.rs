@@ -2,7 +2,7 @@
 //!
 //! | file |                                                                      |
 //! |------|----------------------------------------------------------------------|
-//! | 0    | header, see `seal.rs`                                                |
+//! | 0    | header, see the crate `seal`                                                |
 //! | 80   | salt of the one part that the file is                                |
 //! | 112  | blocks: 64 KiB, the last one less, each followed by its tag          |
 //!
@@ -12,9 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::File;
-use super::seal::{
-    self, FileKey, HEADER_BYTES, HeaderError, Key, Keys, Opener, SALT_BYTES, Sealer, TAG_BYTES,
-};
+use seal::{FileKey, HEADER_BYTES, HeaderError, Key, Keys, Opener, SALT_BYTES, Sealer, TAG_BYTES};
 
 /// Bytes sealed at a time: the least that is read.
 const BLOCK_BYTES: usize = 64 << 10;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::os::OsDir;
 use super::sim::{SimDir, SimFile};
-use super::{Dir, File};
+use super::{Dir, File, Room};
 
 /// One of the two.
 #[derive(Clone, Debug)]
@@ -79,6 +79,10 @@ impl Dir for Disk {
 
     fn sync(&self) -> io::Result<()> {
         either!(self, dir => dir.sync())
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        either!(self, dir => dir.room())
     }
 
     fn display(&self) -> String {

@@ -1,16 +1,18 @@
 //! Directories and files as the log and the snapshots use them: the operating system's, and a simulated disk that
-//! crashes, tears, fills up and fails as real ones do. What is sealed (`seal.rs`) nobody reads without this member's key.
+//! crashes, tears, fills up and fails as real ones do. What is sealed (crate `seal`) nobody reads without this member's key.
 
 pub mod blocks;
 mod disk;
 pub mod os;
-pub mod seal;
+mod room;
 pub mod sim;
 
 use std::io;
 use std::time::Duration;
 
 pub use disk::{Disk, DiskFile};
+pub(crate) use room::Watched;
+pub use room::{NearlyFull, Room};
 
 /// One flat directory that this process owns.
 pub trait Dir: Clone + Send + Sync + 'static {
@@ -28,6 +30,8 @@ pub trait Dir: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync(&self) -> io::Result<()>;
+    /// What is free of the disk.
+    fn room(&self) -> io::Result<Room>;
     /// Where it is, for messages.
     fn display(&self) -> String;
     /// How long the next batch of writes takes in simulated time; a real disk takes its own.

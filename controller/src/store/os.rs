@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Dir, File};
+use super::{Dir, File, Room};
 
 /// A directory of the operating system, locked for this process.
 #[derive(Clone, Debug)]
@@ -85,6 +85,14 @@ impl Dir for OsDir {
 
     fn sync(&self) -> io::Result<()> {
         fs::File::open(&self.path)?.sync_all()
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        let disk = rustix::fs::statvfs(&self.path)?;
+        Ok(Room {
+            free: disk.f_bavail.saturating_mul(disk.f_frsize),
+            total: disk.f_blocks.saturating_mul(disk.f_frsize),
+        })
     }
 
     fn display(&self) -> String {

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::{Dir, File};
+use super::{Dir, File, Room};
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -238,6 +238,11 @@ impl World {
         self.random
     }
 
+    fn linked_bytes(&self) -> u64 {
+        let linked = self.names.values();
+        linked.map(|&inode| self.inodes[inode].bytes.len() as u64).sum()
+    }
+
     fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
@@ -316,6 +321,20 @@ impl Dir for SimDir {
         Ok(())
     }
 
+    fn room(&self) -> io::Result<Room> {
+        let world = self.lock();
+        Ok(match world.fault {
+            Fault::Capacity(total) => Room {
+                free: total.saturating_sub(world.linked_bytes()),
+                total,
+            },
+            _ => Room {
+                free: u64::MAX,
+                total: u64::MAX,
+            },
+        })
+    }
+
     fn display(&self) -> String {
         "the simulated disk".to_owned()
     }
@@ -353,11 +372,7 @@ impl File for SimFile {
         let mut world = self.change();
         let step = world.step();
         if let Fault::Capacity(capacity) = world.fault {
-            let linked: u64 = world
-                .names
-                .values()
-                .map(|&inode| world.inodes[inode].bytes.len() as u64)
-                .sum();
+            let linked = world.linked_bytes();
             let end = offset as usize + bytes.len();
             let more = end.saturating_sub(world.inodes[self.inode].bytes.len());
             if linked + more as u64 > capacity {

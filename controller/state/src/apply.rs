@@ -3,6 +3,7 @@
 mod delete;
 mod node;
 mod put;
+pub(crate) mod restore;
 mod status;
 mod token;
 mod transaction;
@@ -13,10 +14,11 @@ use model::{Kind, object};
 use proto::Timestamp;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;
-use proto::state::v1::{Applied, Change, ClusterSettings, Command, CommandReply, Key, Refused};
+use proto::state::v1::{Applied, ClusterSettings, Command, CommandReply, Key, Refused};
 use proto::v1::object::Object as Any;
 use proto::v1::{Namespace, NamespaceStatus, Object, ObjectMeta};
 
+use crate::change::Change;
 use crate::cidr::Ranges;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record};
@@ -30,6 +32,8 @@ pub struct Outcome {
     pub reply: CommandReply,
     /// For watches, in the order of their revisions; empty when it was refused, a dry run or a repetition.
     pub changes: Vec<Change>,
+    /// Another state took the place of the whole: watches list again.
+    pub replaced: bool,
 }
 
 impl Outcome {
@@ -86,15 +90,27 @@ fn refuse<T>(reason: Reason, message: impl Into<String>) -> Result<T, Refusal> {
     })
 }
 
-/// A state on which a command is tried; it replaces the real one when all of it went well.
+/// A state in which a command is being carried out.
 struct Trial {
     state: State,
+    /// It may no longer be what it was.
+    touched: bool,
     changes: Vec<Change>,
     /// What the reply shows.
     objects: Vec<Object>,
     /// Likewise.
     deleted: Vec<Key>,
+    /// The state was replaced by another one.
+    replaced: bool,
     time: Timestamp,
+}
+
+/// How a command went.
+enum Went {
+    /// The state is as it is to be.
+    Right(Outcome),
+    /// It left the state in between: only the answer is to stay.
+    Back(Outcome),
 }
 
 impl State {
@@ -102,59 +118,100 @@ impl State {
     /// takes any command, also a senseless one; only a `level` above [`SCHEMA_LEVEL`] the caller has to stop at, since other
     /// members may understand it.
     pub fn apply(&mut self, command: &Command) -> Outcome {
-        let id = command.request_id.as_str();
-        if !id.is_empty()
-            && let Some(reply) = self.replies.get(id)
+        let mut outcomes = self.apply_all(std::slice::from_ref(command));
+        outcomes.pop().expect("each command has an outcome")
+    }
+
+    /// Carries commands out one after the other, each as [`State::apply`] does. What they change is copied once for all of
+    /// them and not for each.
+    pub fn apply_all(&mut self, commands: &[Command]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(commands.len());
+        // Where to go back to, and which command comes next there.
+        let (mut kept, mut next) = (self.clone(), 0);
+        for (index, command) in commands.iter().enumerate() {
+            let outcome = match self.carry_out(command) {
+                Went::Right(outcome) => outcome,
+                Went::Back(outcome) => {
+                    // Those before it once more, which comes to the same; and none of them a third time.
+                    *self = kept;
+                    for before in &commands[next..index] {
+                        self.carry_out(before);
+                    }
+                    self.remember(command, &outcome.reply);
+                    (kept, next) = (self.clone(), index + 1);
+                    outcome
+                }
+            };
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    fn carry_out(&mut self, command: &Command) -> Went {
+        if !command.request_id.is_empty()
+            && let Some(reply) = self.replies.get(&command.request_id)
         {
-            return Outcome {
+            return Went::Right(Outcome {
                 reply,
                 changes: Vec::new(),
-            };
+                replaced: false,
+            });
         }
         let mut trial = Trial {
-            state: self.clone(),
+            state: std::mem::take(self),
+            touched: false,
             changes: Vec::new(),
             objects: Vec::new(),
             deleted: Vec::new(),
+            replaced: false,
             time: command.time.unwrap_or_default(),
         };
-        let dry = matches!(&command.kind, Some(Body::Transaction(transaction)) if transaction.dry_run);
-        let (reply, changes) = match trial.run(command) {
-            Ok(()) => {
-                let applied = Applied {
-                    revision: trial.state.revision,
-                    objects: trial.objects,
-                    deleted: trial.deleted,
-                };
-                if !dry {
-                    *self = trial.state;
-                }
-                (
-                    Reply::Applied(applied),
-                    if dry { Vec::new() } else { trial.changes },
-                )
-            }
-            Err(Refusal {
-                reason,
-                message,
-                index,
-            }) => {
-                let index = u32::try_from(index).unwrap_or(u32::MAX);
-                (
-                    Reply::Refused(Refused {
-                        reason: reason.as_str().to_owned(),
-                        message,
-                        index,
-                    }),
-                    Vec::new(),
-                )
-            }
+        let result = trial.run(command);
+        *self = trial.state;
+        let reply = match result {
+            Ok(()) => Reply::Applied(Applied {
+                revision: self.revision,
+                objects: trial.objects,
+                deleted: trial.deleted,
+            }),
+            Err(refusal) => Reply::Refused(refusal.into()),
         };
-        let reply = CommandReply { reply: Some(reply) };
-        if !id.is_empty() && !dry {
-            self.replies.push(id, &reply);
+        let refused = matches!(reply, Reply::Refused(_));
+        let mut outcome = Outcome {
+            reply: CommandReply { reply: Some(reply) },
+            changes: trial.changes,
+            replaced: trial.replaced,
+        };
+        if refused || is_dry_run(command) {
+            outcome.changes.clear();
+            outcome.replaced = false;
+            if trial.touched {
+                return Went::Back(outcome);
+            }
         }
-        Outcome { reply, changes }
+        self.remember(command, &outcome.reply);
+        Went::Right(outcome)
+    }
+
+    /// For a retry.
+    fn remember(&mut self, command: &Command, reply: &CommandReply) {
+        if !command.request_id.is_empty() && !is_dry_run(command) {
+            self.replies.push(&command.request_id, reply);
+        }
+    }
+}
+
+fn is_dry_run(command: &Command) -> bool {
+    matches!(&command.kind, Some(Body::Transaction(transaction)) if transaction.dry_run)
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused {
+            reason: refusal.reason.as_str().to_owned(),
+            message: refusal.message,
+            index: u32::try_from(refusal.index).unwrap_or(u32::MAX),
+        }
     }
 }
 
@@ -173,6 +230,9 @@ impl Trial {
                 "the name of the actor or of the verb is too long",
             );
         }
+        // Transactions are many, and mostly refused before they begin.
+        self.touched = !matches!(command.kind, Some(Body::Transaction(_)));
+        self.drop_abandoned();
         match &command.kind {
             Some(Body::Transaction(transaction)) => self.transaction(transaction, command),
             Some(Body::Status(batch)) => {
@@ -182,6 +242,7 @@ impl Trial {
             Some(Body::Token(change)) => self.token(change),
             Some(Body::Settings(settings)) => self.settle(settings),
             Some(Body::NodeJoin(join)) => self.join(join),
+            Some(Body::Restore(restore)) => self.restore(restore),
             Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }
@@ -245,16 +306,9 @@ impl Trial {
     }
 
     fn put_record(&mut self, key: ObjectKey, record: Record) {
-        let kind = if self.state.records.contains_key(&key) {
-            "MODIFIED"
-        } else {
-            "ADDED"
-        };
-        self.changes.push(Change {
-            revision: self.state.revision,
-            r#type: kind.to_owned(),
-            object: Some(record.object(&key)),
-        });
+        let before = self.state.records.get(&key).cloned();
+        self.changes
+            .push(Change::put(self.state.revision, &key, before, record.clone()));
         self.state.insert(key, record);
     }
 
@@ -264,13 +318,8 @@ impl Trial {
             return;
         };
         self.state.revision += 1;
-        let mut object = record.object(key);
-        object::meta_mut(&mut object).resource_version = self.state.revision.to_string();
-        self.changes.push(Change {
-            revision: self.state.revision,
-            r#type: "DELETED".to_owned(),
-            object: Some(object),
-        });
+        self.changes
+            .push(Change::erased(self.state.revision, key, record));
     }
 
     /// The record under a key, with the uid that is meant (any when empty).

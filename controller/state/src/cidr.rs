@@ -52,6 +52,11 @@ impl Ranges {
         (place < self.count).then(|| self.at(place))
     }
 
+    /// Whether this is one of them.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.place(text).is_some_and(|place| self.at(place) == text)
+    }
+
     fn at(&self, place: u64) -> String {
         // Fits: `place` is below `count`, and the whole lies in 32 bits.
         let address = u64::from(self.base) + (place << (32 - self.node_prefix));
@@ -106,6 +111,22 @@ mod tests {
                 .unwrap(),
             "10.244.2.0/24"
         );
+    }
+
+    #[test]
+    fn another_clusters_range_is_none_of_ours() {
+        let ranges = ranges("10.244.0.0/16", 0).unwrap();
+        assert!(ranges.has("10.244.255.0/24"));
+        for other in [
+            "10.243.0.0/24",
+            "10.245.0.0/24",
+            "10.244.0.0/25",
+            "10.244.0.0/16",
+            "",
+            "x",
+        ] {
+            assert!(!ranges.has(other), "{other}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use proto::v1::{Object, ObjectMeta};
 
 use crate::REVISION_ANNOTATION;
 use crate::key::ObjectKey;
+use crate::record::Record;
 
 /// Forms of one object that are kept: twice Kubernetes' `revisionHistoryLimit`.
 pub const FORMS_MAX: usize = 20;
@@ -67,7 +68,7 @@ impl Entry {
             actor: self.actor.clone(),
             verb: self.verb.clone(),
             created: self.created,
-            object: form.map(|form| Object::decode(form.as_ref()).expect("encoded by `push`")),
+            object: form.map(|form| Object::decode(form.as_ref()).expect("it was encoded before")),
         }
     }
 }
@@ -104,27 +105,32 @@ impl History {
     pub(crate) fn note(
         &mut self,
         key: &ObjectKey,
-        before: Option<Object>,
-        after: Option<Object>,
+        before: Option<Record>,
+        after: Option<Record>,
         change: &Change<'_>,
     ) {
-        // Of what was there before anybody was noted, at least the last form is known then.
-        let known = before.as_ref().map(|before| {
-            let meta = object::meta(before);
-            Change {
-                revision: meta.resource_version.parse().unwrap_or(0),
-                time: meta.creation_timestamp,
-                actor: "",
-                verb: "",
-                created: false,
+        let form = |record: &Record| form(record.object(key)).encode_to_vec().into_boxed_slice();
+        let new = after.as_ref().map(form);
+        let last = self.by_key.get(key).and_then(|forms| forms.revisions.back());
+        let last = last.and_then(|revision| self.entries.get(revision));
+        // Mostly the last form is another one, and what there was before need not be looked at.
+        if last.is_none_or(|last| last.form == new) {
+            let known = last.is_some();
+            let old = before.as_ref().map(form);
+            if old == new {
+                return;
             }
-        });
-        let (old, new) = (before.map(form), after.map(form));
-        if old == new {
-            return;
-        }
-        if let Some(known) = known.filter(|_| !self.by_key.contains_key(key)) {
-            self.push(key, old, &known);
+            // Of what was there before anybody was noted, at least the last form is known then.
+            if let Some(before) = before.filter(|_| !known) {
+                let unknown = Change {
+                    revision: before.resource_version(),
+                    time: before.created(),
+                    actor: "",
+                    verb: "",
+                    created: false,
+                };
+                self.push(key, old, &unknown);
+            }
         }
         self.push(key, new, change);
     }
@@ -145,18 +151,19 @@ impl History {
             verb: &past.verb,
             created: past.created,
         };
-        self.push(&key, past.object.clone(), &change);
+        let form = past.object.as_ref().map(Message::encode_to_vec);
+        self.push(&key, form.map(Vec::into_boxed_slice), &change);
         true
     }
 
-    fn push(&mut self, key: &ObjectKey, form: Option<Object>, change: &Change<'_>) {
+    fn push(&mut self, key: &ObjectKey, form: Option<Box<[u8]>>, change: &Change<'_>) {
         let entry = Entry {
             key: key.clone(),
             time: change.time,
             actor: change.actor.to_owned(),
             verb: change.verb.to_owned(),
             created: change.created,
-            form: form.map(|form| form.encode_to_vec().into()),
+            form,
         };
         let bytes = entry.bytes();
         self.bytes += bytes;

@@ -9,6 +9,7 @@
 //! What always holds after every command, whatever its bytes, is written down as code: [`invariant::check`].
 
 mod apply;
+mod change;
 mod cidr;
 mod conditions;
 mod history;
@@ -27,6 +28,8 @@ mod snapshot;
 mod store;
 
 pub use apply::Outcome;
+pub use apply::restore::{RESTORE_BYTES_MAX, REVISION_JUMP};
+pub use change::{Change, Happened};
 pub use history::{ALL_BYTES_MAX, ALL_FORMS_MAX, FORMS_MAX};
 pub use said::{MANAGER_BYTES_MAX, MANAGERS_MAX};
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};

@@ -11,6 +11,8 @@ mod namespace;
 mod node;
 mod replica_set;
 
+pub(crate) use node::SILENT;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::state::v1::command::Kind as Body;

@@ -93,6 +93,16 @@ impl Access {
         }
     }
 
+    /// What only a rule of `*` in each place gives.
+    pub fn everything() -> Access {
+        Access {
+            verb: ALL.to_owned(),
+            group: ALL.to_owned(),
+            resource: ALL.to_owned(),
+            ..Default::default()
+        }
+    }
+
     /// The same to a part of it: `log` of pods.
     pub fn part(mut self, part: &str) -> Access {
         self.resource = format!("{}/{part}", self.resource);
@@ -103,6 +113,9 @@ impl Access {
 /// As a refusal says it: `delete deployments.apps web in namespace shop`.
 impl std::fmt::Display for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::everything() {
+            return f.write_str("do everything in the cluster, as an administrator may");
+        }
         write!(f, "{} {}", self.verb, with_group(&self.resource, &self.group))?;
         if !self.name.is_empty() {
             write!(f, " {}", self.name)?;

@@ -22,17 +22,21 @@ pub(crate) struct Template {
     pub(crate) content: PodTemplateSpec,
     /// What the scheduler counts.
     pub(crate) requests: Requests,
+    /// What the content takes, encoded.
+    bytes: usize,
 }
 
 impl Template {
     pub(crate) fn new(content: PodTemplateSpec) -> Template {
         let mut hasher = DefaultHasher::new();
-        content.encode_to_vec().hash(&mut hasher);
+        let encoded = content.encode_to_vec();
+        encoded.hash(&mut hasher);
         let requests = Requests::of(content.spec.as_ref().unwrap_or(&PodSpec::default()));
         Template {
             hash: hasher.finish(),
             content,
             requests,
+            bytes: encoded.len(),
         }
     }
 
@@ -139,6 +143,11 @@ impl PodRecord {
         self.status.ready && (wait == 0 || self.status.ready_since.saturating_add(wait) <= now)
     }
 
+    /// What it takes put together, encoded; but for its names.
+    pub(crate) fn bytes(&self) -> usize {
+        self.template.bytes + self.status.bytes.len()
+    }
+
     pub(crate) fn meta(&self, key: &ObjectKey) -> ObjectMeta {
         let mut meta = self.template.content.metadata.clone().unwrap_or_default();
         meta.name = key.name.as_ref().to_owned();
@@ -207,6 +216,13 @@ impl Record {
         match self {
             Record::Pod(pod) => pod.resource_version,
             Record::Whole(object) => object::meta(object).resource_version.parse().unwrap_or(0),
+        }
+    }
+
+    pub(crate) fn created(&self) -> Option<Timestamp> {
+        match self {
+            Record::Pod(pod) => pod.created,
+            Record::Whole(object) => object::meta(object).creation_timestamp,
         }
     }
 

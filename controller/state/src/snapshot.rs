@@ -7,6 +7,7 @@ use proto::state::v1::snapshot_record::Record as Part;
 use proto::state::v1::{SnapshotEnd, SnapshotHeader, SnapshotRecord, StoredPod, StoredReply, StoredSaid};
 
 use crate::SCHEMA_LEVEL;
+use crate::apply::restore::Stage;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record, Status, Template};
 use crate::store::State;
@@ -19,7 +20,7 @@ pub const CHUNK_BYTES_MAX: usize = CHUNK_BYTES + RECORD_BYTES_MAX;
 /// Largest record.
 const RECORD_BYTES_MAX: usize = 64 << 20;
 /// No revision that ever was: one step a nanosecond for 292 years.
-const REVISION_MAX: u64 = i64::MAX as u64;
+pub(crate) const REVISION_MAX: u64 = i64::MAX as u64;
 
 /// Why bytes are no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ fn broken<T>(problem: &'static str) -> Result<T, DecodeError> {
 
 impl State {
     /// The state as chunks of bytes, none above [`CHUNK_BYTES_MAX`]. Equal states give equal chunks.
-    pub fn encode(&self) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+    pub fn encode(&self) -> impl Iterator<Item = Vec<u8>> + Send + use<> {
         // A snapshot that shares everything: the chunks can be made while the original goes on.
         Chunks {
             parts: Box::new(parts(self.clone())),
@@ -128,6 +129,7 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
         replies,
         said,
         history,
+        stage,
         ..
     } = state;
     // Key by key, as the objects: what is not walked yet stays shared with the original.
@@ -144,6 +146,10 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
     let past = revisions
         .into_iter()
         .filter_map(move |revision| history.at(revision));
+    let staged = stage
+        .map(Arc::unwrap_or_clone)
+        .into_iter()
+        .flat_map(Stage::stored);
     let replies: Vec<StoredReply> = replies
         .iter()
         .map(|(id, reply)| StoredReply {
@@ -175,6 +181,7 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
         .chain(said.map(Part::Said))
         .chain(past.map(Part::Past))
         .chain(replies.into_iter().map(Part::Reply))
+        .chain(staged.map(Part::Restore))
 }
 
 fn stored(key: &ObjectKey, pod: &PodRecord, template: u64) -> StoredPod {
@@ -278,6 +285,11 @@ impl Decoder {
             Part::Past(past) => {
                 if past.revision > self.state.revision || !self.state.history.take(&past) {
                     return broken("a change of the history is out of order");
+                }
+            }
+            Part::Restore(part) => {
+                if !Stage::take(&mut self.state.stage, &part) {
+                    return broken("a part of a restore is another one's, or too large");
                 }
             }
             Part::End(end) => {

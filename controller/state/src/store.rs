@@ -9,6 +9,7 @@ use proto::state::v1::{ClusterSettings, CommandReply, Key, Past, Token};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};
 
+use crate::apply::restore::Stage;
 use crate::history::History;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record, Template, controller};
@@ -38,6 +39,8 @@ pub struct State {
     pub(crate) replies: Replies,
     pub(crate) said: Said,
     pub(crate) history: History,
+    /// A restore that is under way.
+    pub(crate) stage: Option<Arc<Stage>>,
 }
 
 impl State {

@@ -1,8 +1,10 @@
-//! `ctl cluster members`: the controllers, their roles and how far each has come. `ctl cluster remove`: takes one out.
+//! `ctl cluster members`: the controllers, their roles and how far each has come. `ctl cluster remove`: takes one out. What is
+//! done with backups stands in `backup.rs`.
 
 use clap::Subcommand;
 use rpc::v1::{MembersRequest, RemoveMemberRequest};
 
+use super::backup;
 use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::output::{Output, Table};
@@ -20,6 +22,12 @@ enum Verb {
     Members,
     /// Take a controller out of the cluster, dead or alive; another can join under its name
     Remove(Remove),
+    /// Write everything that the cluster has replicated into one sealed file
+    Backup(backup::Backup),
+    /// Check a backup and show what it is of; asks no cluster
+    Verify(backup::Verify),
+    /// Put a backup into a new cluster, before anything is applied to it
+    Restore(backup::Restore),
 }
 
 #[derive(clap::Args)]
@@ -32,10 +40,17 @@ struct Remove {
 }
 
 /// Runs `ctl cluster`.
-pub(crate) async fn run(args: ClusterVerb, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+pub(crate) async fn run(
+    args: ClusterVerb,
+    open: impl FnOnce() -> Result<Cluster, CtlError>,
+    out: &mut Output,
+) -> Result<(), CtlError> {
     match args.verb {
-        Verb::Members => members(cluster, out).await,
-        Verb::Remove(args) => remove(args, cluster, out).await,
+        Verb::Members => members(&open()?, out).await,
+        Verb::Remove(args) => remove(args, &open()?, out).await,
+        Verb::Backup(args) => backup::backup(args, &open()?, out).await,
+        Verb::Verify(args) => backup::verify(&args, out),
+        Verb::Restore(args) => backup::restore(args, &open()?, out).await,
     }
 }
 
@@ -66,7 +81,16 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
         .map(|member| member.last_log_index)
         .max()
         .unwrap_or_default();
-    let mut table = Table::new(["ID", "NAME", "ROLE", "ADDRESS", "PEER-ADDRESS", "APPLIED", "LAG"]);
+    let mut table = Table::new([
+        "ID",
+        "NAME",
+        "ROLE",
+        "ADDRESS",
+        "PEER-ADDRESS",
+        "APPLIED",
+        "LAG",
+        "HEALTH",
+    ]);
     for member in members {
         let known = member.role != "unreachable";
         let number = |number: u64| if known { number.to_string() } else { String::new() };
@@ -78,6 +102,12 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
             member.peer_address,
             number(member.applied_index),
             number(newest.saturating_sub(member.applied_index)),
+            match (known, member.nearly_full) {
+                (false, _) => "unreachable",
+                (true, true) => "disk nearly full",
+                (true, false) => "ok",
+            }
+            .to_owned(),
         ]);
     }
     out.table(&table)

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod auth;
+pub(crate) mod backup;
 pub(crate) mod completion;
 pub(crate) mod contexts;
 pub(crate) mod cordon;

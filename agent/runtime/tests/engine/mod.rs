@@ -5,6 +5,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -57,8 +58,18 @@ pub(crate) fn cgroup(test: &str) -> PathBuf {
     PathBuf::from(format!("/bulkhead-test-{}-{test}", std::process::id()))
 }
 
-pub(crate) fn remove(cgroup: &Path) -> Result<(), runtime::cgroup::CgroupError> {
-    Cgroup::open(&Layout::detect()?, cgroup)?.remove(PATIENCE)
+/// podman makes directories for conmon also where a hierarchy of cgroup v1 would be mounted and is not.
+pub(crate) fn remove(cgroup: &Path) -> io::Result<()> {
+    let groups = || Cgroup::open(&Layout::detect()?, cgroup)?.remove(PATIENCE);
+    groups().map_err(io::Error::other)?;
+    let relative = cgroup.strip_prefix("/").map_err(io::Error::other)?;
+    for place in fs::read_dir("/sys/fs/cgroup")? {
+        let left = place?.path().join(relative);
+        if left.is_dir() {
+            fs::remove_dir_all(left)?;
+        }
+    }
+    Ok(())
 }
 
 #[track_caller]
@@ -189,7 +200,7 @@ impl Daemon {
         }
     }
 
-    fn end(&mut self) -> std::io::Result<()> {
+    fn end(&mut self) -> io::Result<()> {
         let unshare = self.unshare.id();
         let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
         for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {

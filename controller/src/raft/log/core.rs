@@ -11,8 +11,8 @@ use super::format::{
 };
 use super::index::Source;
 use super::{ENTRY_BYTES_MAX, LogError};
-use crate::store::seal::{Keys, TAG_BYTES};
 use crate::store::{Dir, File};
+use seal::{Keys, TAG_BYTES};
 
 /// Default size of a segment: two of the largest entries, small enough to be filled with zeros in passing.
 pub const SEGMENT_BYTES: u32 = 16 << 20;

@@ -13,8 +13,8 @@ use super::*;
 use crate::raft::types::Proposal;
 use crate::store::File;
 use crate::store::os::OsDir;
-use crate::store::seal::{Key, SALT_BYTES};
 use crate::store::sim::{Fault, SimDir};
+use seal::{Key, SALT_BYTES};
 
 /// Small, so that a short workload goes through several.
 pub(super) const SEGMENT: u32 = 4096;

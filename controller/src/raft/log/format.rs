@@ -1,6 +1,6 @@
 //! The bytes of a segment.
 //!
-//! It begins with the header of `store/seal.rs`, in which its number stands. Frames follow, each at a multiple of 8; one is
+//! It begins with the header of the crate `seal`, in which its number stands. Frames follow, each at a multiple of 8; one is
 //! written and synced at a time. After the last one all is zero.
 //!
 //! | frame header |                                                                            |
@@ -11,7 +11,7 @@
 //! | 16           | CRC-32C of segment number, offset, bytes 4 to 16 and body, u32             |
 //! | 20           | zero, u32                                                                  |
 //!
-//! The body is a salt and records. A frame is a part of its own in the sense of `store/seal.rs`: what a crash leaves of one
+//! The body is a salt and records. A frame is a part of its own in the sense of `seal`: what a crash leaves of one
 //! takes no nonce from the frame that is written over it later. Each record is sealed by itself, as entries are read one by
 //! one later, and bound to its segment, its frame and its place in that. The checksums are over what is on disk: whether a
 //! tail is torn is decided without a key.
@@ -27,9 +27,7 @@
 //! nor tags.
 
 use super::super::types::{Entry, LogId, Vote};
-use crate::store::seal::{
-    self, FileKey, HEADER_BYTES, HeaderError, Key, KeyError, Keys, SALT_BYTES, TAG_BYTES,
-};
+use seal::{FileKey, HEADER_BYTES, HeaderError, Key, KeyError, Keys, SALT_BYTES, TAG_BYTES};
 
 pub(super) const SEGMENT_HEADER: usize = HEADER_BYTES;
 const CLEAR_SEGMENT_HEADER: usize = 32;

@@ -29,7 +29,7 @@ use self::index::Index;
 use self::writer::{Done, Op, Writer};
 use super::types::{Entry, LogId, Types, Vote};
 use crate::store::Dir;
-use crate::store::seal::{KeyError, Keys};
+use seal::{KeyError, Keys};
 
 pub use self::core::SEGMENT_BYTES;
 

@@ -18,8 +18,8 @@ use super::LogError;
 use super::core::{Core, Effect, Segment};
 use super::format::{self, Bad, Cover, Record};
 use super::index::{Index, Source};
-use crate::store::seal::Keys;
 use crate::store::{Dir, File};
+use seal::Keys;
 
 pub(super) fn open<D: Dir>(
     dir: D,

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use super::crash_test::{SEGMENT, append, block_on, entry, keys, open};
 use super::*;
 use crate::store::File;
-use crate::store::seal::{Key, key_of};
 use crate::store::sim::{Fault, SimDir, SimFile};
+use seal::{Key, key_of};
 
 /// A log that version 1 wrote: `init` of a new cluster, without the zeros behind it. Its last frame says what is committed.
 const CLEAR: &str = "\

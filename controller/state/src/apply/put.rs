@@ -298,7 +298,7 @@ fn named(name: &str) -> bool {
 }
 
 /// What is known of a pod before anybody looked at it.
-fn first_status(spec: &PodSpec) -> Status {
+pub(super) fn first_status(spec: &PodSpec) -> Status {
     Status::new(&PodStatus {
         phase: "Pending".to_owned(),
         qos_class: qos::class(spec).to_owned(),

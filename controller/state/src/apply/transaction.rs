@@ -29,6 +29,7 @@ impl Trial {
         for (index, precondition) in transaction.preconditions.iter().enumerate() {
             self.expect(precondition).map_err(|refusal| refusal.at(index))?;
         }
+        self.touched = true;
         let mut accounts = Vec::new();
         for (index, operation) in transaction.operations.iter().enumerate() {
             accounts.extend(
@@ -52,13 +53,16 @@ impl Trial {
         let Some(key) = about.filter(|key| key.kind != Kind::Pod) else {
             return self.operation(operation);
         };
-        let object = |state: &State| {
+        let record = |state: &State| {
             let record = state.records.get(&key).filter(|record| !record.deleting());
-            record.map(|record| record.object(&key))
+            record.cloned()
         };
-        let before = object(&self.state);
+        let (revision, before) = (self.state.revision, record(&self.state));
         self.operation(operation)?;
-        let after = object(&self.state);
+        if self.state.revision == revision {
+            return Ok(());
+        }
+        let after = record(&self.state);
         let change = Change {
             revision: self.state.revision,
             time: command.time,

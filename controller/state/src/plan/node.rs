@@ -17,7 +17,7 @@ const AT_ONCE_MS: i64 = 60_000;
 /// Reason of a pod that is not ready since its node is lost.
 const LOST: &str = "NodeLost";
 /// Reason of a node that is not ready since its agent is silent.
-const SILENT: &str = "NodeStatusUnknown";
+pub(crate) const SILENT: &str = "NodeStatusUnknown";
 
 /// The verdict over all lost nodes.
 enum Replacement {
@@ -103,12 +103,12 @@ fn readiness(node: &Node, lease: Lease, replacement: &Replacement) -> Option<Op>
     };
     let mut wanted = vec![match lease {
         Lease::Live => condition("Ready", "True", "AgentReady", "the agent answers"),
-        Lease::Lost { .. } => condition(
-            "Ready",
-            "Unknown",
-            "NodeStatusUnknown",
-            "the agent stopped sending heartbeats",
-        ),
+        Lease::Lost { .. } => {
+            // Of a node that never joined it is said already why it is silent.
+            let told = conditions::get(there, "Ready").filter(|ready| ready.reason == SILENT);
+            let message = told.map_or("the agent stopped sending heartbeats", |ready| &ready.message);
+            condition("Ready", "Unknown", SILENT, message)
+        }
     }];
     let mut removed = Vec::new();
     match (lease, replacement) {

@@ -137,12 +137,12 @@ fn each_changed_object_is_one_step_of_the_revision() {
     let kinds: Vec<&str> = outcome
         .changes
         .iter()
-        .map(|change| change.r#type.as_str())
+        .map(|change| change.happened.as_str())
         .collect();
     assert_eq!(kinds, ["ADDED", "ADDED", "DELETED"]);
     for change in &outcome.changes {
         assert_eq!(
-            meta(change.object.as_ref().unwrap()).resource_version,
+            meta(change.object()).resource_version,
             change.revision.to_string()
         );
     }

@@ -9,6 +9,7 @@ mod deletion;
 mod history;
 mod properties;
 mod rbac;
+mod restore;
 mod schedule;
 mod simulation;
 mod status;

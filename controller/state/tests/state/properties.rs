@@ -10,7 +10,7 @@ use proto::state::v1::{
 };
 use proto::v1::{Object, OwnerReference};
 use state::plan::{Lease, World};
-use state::{State, invariant, plan, schedule};
+use state::{Outcome, State, invariant, plan, schedule};
 
 use crate::support::*;
 
@@ -126,7 +126,7 @@ fn any_operation() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn any_command() -> impl Strategy<Value = Command> {
+pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let operations = prop::collection::vec(any_operation(), 0..4);
     let kind = prop_oneof![
         8 => (operations, prop::bool::weighted(0.1)).prop_map(|(operations, dry_run)| {
@@ -174,6 +174,25 @@ proptest! {
         let decoded = State::decode(encoded.chunks(7)).unwrap();
         invariant::check(&decoded).unwrap();
         prop_assert_eq!(bytes(&decoded), encoded);
+    }
+
+    #[test]
+    fn commands_together_come_to_what_they_come_to_one_by_one(
+        commands in prop::collection::vec(any_command(), 1..60),
+        cut in 0..60_usize,
+    ) {
+        let mut one_by_one = cluster();
+        let mut together = one_by_one.clone();
+        let outcomes: Vec<Outcome> = commands.iter().map(|command| one_by_one.apply(command)).collect();
+        let (first, second) = commands.split_at(cut.min(commands.len()));
+        let mut all = together.apply_all(first);
+        let between = together.clone();
+        let between_bytes = bytes(&between);
+        all.extend(together.apply_all(second));
+        prop_assert_eq!(all, outcomes);
+        invariant::check(&together).unwrap();
+        prop_assert_eq!(bytes(&together), bytes(&one_by_one));
+        prop_assert_eq!(bytes(&between), between_bytes, "a snapshot never changes");
     }
 
     /// From any state the plans come to rest, and what they say never breaks anything.

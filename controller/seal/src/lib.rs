@@ -1,4 +1,6 @@
-//! Sealing of what is written to disk: encrypted and authenticated with a key that is this member's own.
+//! Sealing of what is written to files: encrypted and authenticated. A member's log and snapshots are, with a key that is its
+//! own, and backups, with one that the operator names. What stands in a file beside its header is the business of whoever
+//! writes it.
 //!
 //! Every file has a header, which says with which key it is sealed, and parts. A part is written by one [`Sealer`] and has an
 //! AES-256-GCM key of its own, derived by HKDF-SHA256 from the storage key, the file's salt and a salt of 32 random bytes that
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::digest::{SHA256, digest};
 use ring::hkdf::{HKDF_SHA256, Salt};
 
 /// Bytes of a salt.
@@ -40,7 +43,8 @@ pub const HEADER_BYTES: usize = 80;
 pub const VERSION: u32 = 2;
 /// Storage keys at a time: each rotation adds one, and a member drops what no file needs.
 pub const KEYS_MAX: usize = 16;
-const SECRET_BYTES: usize = 32;
+/// Bytes of a key.
+pub const SECRET_BYTES: usize = 32;
 /// Bytes before the tag, and before the checksum.
 const TAGGED: usize = 56;
 const CHECKED: usize = TAGGED + TAG_BYTES;
@@ -82,6 +86,16 @@ impl Key {
         Self {
             id: KeyId(u32::from_le_bytes(random())),
             secret: random(),
+        }
+    }
+
+    /// One that is nothing but these random bytes: its name follows from them.
+    pub fn of_secret(secret: [u8; SECRET_BYTES]) -> Self {
+        let hash = digest(&SHA256, &[&b"bulkhead key"[..], &secret].concat());
+        let id = hash.as_ref()[..4].try_into().expect("four bytes");
+        Self {
+            id: KeyId(u32::from_le_bytes(id)),
+            secret,
         }
     }
 
@@ -443,6 +457,11 @@ mod tests {
             assert_eq!(bad.parse::<Key>().err(), Some(KeyLineError), "{bad}");
         }
         assert!(!format!("{key:?}").contains(secret));
+        assert_eq!(Key::of_secret(key.secret).id, Key::of_secret(key.secret).id);
+        assert_ne!(
+            Key::of_secret(key.secret).id,
+            Key::of_secret([7; SECRET_BYTES]).id
+        );
     }
 
     #[test]
