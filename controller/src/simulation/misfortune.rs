@@ -1,6 +1,11 @@
 //! What goes wrong. Each seed has its own mixture: what never comes in one comes often in another.
 
-use state::schedule;
+use model::Kind;
+use proto::state::v1::command::Kind as Body;
+use proto::state::v1::operation::Operation as Op;
+use proto::state::v1::{Bind, Command, Operation, Transaction};
+use proto::v1::object::Object as Any;
+use state::{SCHEMA_LEVEL, State, schedule};
 
 use super::network::{CLIENTS, Host, Weather};
 use super::story::Story;
@@ -32,6 +37,9 @@ const MISFORTUNES: [Misfortune; 17] = [
 ];
 /// How often each of them comes in a seed, against the others.
 const SHARES: [u64; 4] = [0, 1, 2, 6];
+
+/// Pods that are placed a second time at once.
+const REBOUND_MAX: usize = 3;
 
 /// The mixture of a seed.
 pub(super) struct Fortune {
@@ -272,8 +280,14 @@ impl Story {
         let speaking = async move {
             let (commands, _) = schedule::commands(&then, clock::now_ms());
             tokio::time::sleep(late).await;
-            network.note(format_args!("late by {late:?}: {} placements", commands.len()));
-            for command in commands {
+            // Placing is deterministic: who decides later on much the same comes to the same. A leader of before may have known
+            // other nodes.
+            let elsewhere = elsewhere(&speaker.stale());
+            let (waiting, bound) = (commands.len(), elsewhere.len());
+            network.note(format_args!(
+                "late by {late:?}: {waiting} placements, {bound} of what is bound"
+            ));
+            for command in commands.into_iter().chain(elsewhere) {
                 if let Err(cause) = speaker.propose(command).await {
                     network.note(format_args!("a late placement is not confirmed: {cause}"));
                 }
@@ -294,4 +308,36 @@ impl Story {
         let (host, members) = (self.nodes[which].host, self.machines.keys().copied().collect());
         self.cut(host, members);
     }
+}
+
+/// Places some pods that are bound on other nodes than theirs.
+fn elsewhere(state: &State) -> Vec<Command> {
+    let pods = state.list(Kind::Pod, None, None).filter_map(|object| {
+        let key = model::object::key(&object);
+        let Some(Any::Pod(pod)) = object.object else {
+            return None;
+        };
+        let (meta, bound) = (pod.metadata?, pod.spec?.node_name);
+        let mut others = state
+            .nodes()
+            .filter_map(|node| Some(&node.metadata.as_ref()?.name));
+        let other = others.find(|name| **name != bound)?.clone();
+        (!bound.is_empty()).then(|| Bind {
+            pod: Some(key),
+            uid: meta.uid,
+            node: other,
+        })
+    });
+    let commands = pods.take(REBOUND_MAX).map(|bind| Command {
+        time: Some(clock::timestamp(clock::now_ms())),
+        level: SCHEMA_LEVEL,
+        kind: Some(Body::Transaction(Transaction {
+            operations: vec![Operation {
+                operation: Some(Op::Bind(bind)),
+            }],
+            ..Transaction::default()
+        })),
+        ..Command::default()
+    });
+    commands.collect()
 }
