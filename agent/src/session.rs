@@ -14,7 +14,7 @@ use rpc::v1::{
     controller_message,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -38,6 +38,9 @@ const EVENTS_MAX: usize = 64;
 /// How often the node's own state is looked at, and how often it is told though nothing changed (as a kubelet).
 const NODE_LOOK: Duration = Duration::from_secs(10);
 const NODE_TELL: Duration = Duration::from_secs(300);
+/// How often all pods are reported though nothing changed, the first time after a quarter of it: a report that an earlier
+/// session left under way at a controller that was cut off may have come last.
+const PODS_TELL: Duration = Duration::from_secs(60);
 /// Heartbeats as a controller may ask for them.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 
@@ -151,6 +154,8 @@ impl Session {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(NODE_LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tells = interval_at(Instant::now() + PODS_TELL / 4, PODS_TELL);
+        tells.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut granted = Instant::now();
         let mut told_at = Instant::now();
         let mut sequence = 0;
@@ -201,6 +206,7 @@ impl Session {
                 }
                 () = self.pods.reported() => {}
                 () = self.node.events.filled() => events_due = true,
+                _ = tells.tick() => self.pods.report_all(),
                 _ = looks.tick() => {
                     let status = self.statuses.look().await;
                     if told.as_ref() != Some(&status) || told_at.elapsed() >= NODE_TELL {

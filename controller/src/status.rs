@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
+use proto::state::v1::command_reply::Reply;
 use proto::state::v1::{Command, NodeStatusUpdate, PodStatusUpdate, StatusBatch, command};
 use proto::v1::NodeStatus;
 use rpc::v1::PodReport;
-use state::{SCHEMA_LEVEL, STATUS_BYTES_MAX};
+use state::{SCHEMA_LEVEL, STATUS_BYTES_MAX, State};
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -165,11 +166,21 @@ impl Reports {
 
     /// Proposes what is handed in, until it is dropped.
     pub(crate) async fn propose(self, node: Node) {
+        // The revision at which this member's reports are all in the state.
+        let mut told = 0;
         loop {
-            let batch = self.pending().batch();
+            let mut batch = self.pending().batch();
             if batch.pods.is_empty() && batch.nodes.is_empty() {
                 self.inner.news.notified().await;
                 continue;
+            }
+            let state = node.stale();
+            // In an older state than that, a newer report could look like what is known.
+            if state.revision() >= told {
+                batch = news(state, batch);
+                if batch.pods.is_empty() && batch.nodes.is_empty() {
+                    continue;
+                }
             }
             let command = Command {
                 request_id: String::new(), // the latest wins: proposing it twice does no harm
@@ -179,7 +190,11 @@ impl Reports {
                 ..Default::default()
             };
             match node.propose(command).await {
-                Ok(_) => {} // nothing in a batch is ever refused
+                Ok(reply) => {
+                    if let Some(Reply::Applied(applied)) = reply.reply {
+                        told = applied.revision; // nothing in a batch is ever refused
+                    }
+                }
                 Err(ProposeError::TooLarge { bytes }) => {
                     tracing::error!(
                         bytes,
@@ -188,6 +203,7 @@ impl Reports {
                 }
                 Err(cause) => {
                     tracing::info!(%cause, "reports of agents wait");
+                    told = u64::MAX; // it may still be carried out, who knows when
                     self.pending().put_back(batch);
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
@@ -196,9 +212,33 @@ impl Reports {
     }
 }
 
+/// Without reports of pods that tell nothing new: agents repeat all of them again and again.
+fn news(mut state: State, batch: StatusBatch) -> StatusBatch {
+    let time = clock::timestamp(clock::now_ms());
+    let mut tells = |update: &PodStatusUpdate| {
+        let command = Command {
+            time: Some(time),
+            level: SCHEMA_LEVEL,
+            kind: Some(command::Kind::Status(StatusBatch {
+                pods: vec![update.clone()],
+                nodes: Vec::new(),
+            })),
+            ..Default::default()
+        };
+        !state.apply(&command).changes.is_empty()
+    };
+    StatusBatch {
+        pods: batch.pods.into_iter().filter(|update| tells(update)).collect(),
+        nodes: batch.nodes,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use proto::v1::PodStatus;
+    use model::object;
+    use proto::state::v1::operation::Operation as Op;
+    use proto::state::v1::{Bind, ClusterSettings, NodeJoin, Operation, Put, Transaction};
+    use proto::v1::{ObjectMeta, Pod, PodSpec, PodStatus};
 
     use super::*;
 
@@ -314,5 +354,74 @@ mod tests {
             vec![report("a", &large, false), report("b", "Running", false)],
         );
         assert_eq!(phases(&reports.pending().batch()), [("b", "Running")]);
+    }
+
+    #[test]
+    fn reports_that_tell_nothing_new_are_not_written_again() {
+        let mut state = State::new();
+        let mut carry_out = |kind: command::Kind| {
+            let outcome = state.apply(&Command {
+                level: SCHEMA_LEVEL,
+                kind: Some(kind),
+                ..Default::default()
+            });
+            assert!(outcome.applied(), "{:?}", outcome.reply);
+            state.clone()
+        };
+        let meta = |name: &str| {
+            Some(ObjectMeta {
+                name: name.to_owned(),
+                uid: name.to_owned(),
+                namespace: "default".to_owned(),
+                ..Default::default()
+            })
+        };
+        let operation = |operation: Op| {
+            command::Kind::Transaction(Transaction {
+                operations: vec![Operation {
+                    operation: Some(operation),
+                }],
+                ..Default::default()
+            })
+        };
+        carry_out(command::Kind::Settings(ClusterSettings {
+            cluster_id: "c".to_owned(),
+            pod_cidr: "10.244.0.0/16".to_owned(),
+            service_cidr: "10.96.0.0/16".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            node_prefix: 24,
+        }));
+        carry_out(command::Kind::NodeJoin(NodeJoin {
+            node: Some(proto::v1::Node {
+                metadata: meta("n1"),
+                ..Default::default()
+            }),
+        }));
+        for name in ["a", "b"] {
+            let pod = object::from(Pod {
+                metadata: meta(name),
+                spec: Some(PodSpec::default()),
+                ..Default::default()
+            });
+            let key = object::key(&pod);
+            carry_out(operation(Op::Put(Put { object: Some(pod) })));
+            carry_out(operation(Op::Bind(Bind {
+                pod: Some(key),
+                uid: name.to_owned(),
+                node: "n1".to_owned(),
+            })));
+        }
+        let batch = |reports: Vec<PodReport>| {
+            let mut pending = Pending::default();
+            pending.pods("n1", reports);
+            pending.batch()
+        };
+        let all = || batch(vec![report("a", "Running", false), report("b", "Running", false)]);
+        let untold = carry_out(command::Kind::Status(StatusBatch::default()));
+        assert_eq!(news(untold, all()).pods.len(), 2);
+        let told = carry_out(command::Kind::Status(all()));
+        assert_eq!(news(told.clone(), all()), StatusBatch::default());
+        let changed = batch(vec![report("a", "Running", false), report("b", "Failed", false)]);
+        assert_eq!(phases(&news(told, changed)), [("b", "Failed")]);
     }
 }

@@ -27,8 +27,8 @@ pub(super) const CPUS: &str = "3";
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Without an answer for this time the agent goes to another member.
 const SILENT_MAX: Duration = Duration::from_secs(7);
-/// After so many heartbeats it reports all of its pods. Deviation: an agent does so at the beginning of a session alone, and a
-/// report that an earlier session left under way at a member that was cut off may come last and stay (seed 58 showed it).
+/// After so many heartbeats it reports all of its pods, as an agent does, though not so often: a report that an earlier session
+/// left under way at a member that was cut off may come last (seed 58 showed it).
 const REPORT_ALL: u64 = 8;
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 const QUEUE: usize = 64;
