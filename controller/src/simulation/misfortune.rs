@@ -322,7 +322,7 @@ fn elsewhere(state: &State) -> Vec<Command> {
             .nodes()
             .filter_map(|node| Some(&node.metadata.as_ref()?.name));
         let other = others.find(|name| **name != bound)?.clone();
-        (!bound.is_empty()).then(|| Bind {
+        (!bound.is_empty()).then_some(Bind {
             pod: Some(key),
             uid: meta.uid,
             node: other,
