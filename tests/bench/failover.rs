@@ -152,10 +152,12 @@ fn stops(cluster: &Cluster, seen: &Seen) -> (usize, usize) {
 fn whole(cluster: &Cluster) -> String {
     wait_for("three members without lag", PATIENCE, || {
         let members = cluster.ctl(&["cluster", "members"]).stdout;
+        // LAG stands before HEALTH.
         let lags: Vec<&str> = members
             .lines()
+            .map(str::trim_end)
             .skip(1)
-            .filter_map(|line| line.split_whitespace().last())
+            .filter_map(|line| line.strip_suffix("ok")?.split_whitespace().last())
             .collect();
         // Writes go on meanwhile: some are on their way.
         let close = |lag: &&str| lag.parse::<u32>().is_ok_and(|lag| lag < 100);
