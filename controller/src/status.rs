@@ -215,20 +215,21 @@ impl Reports {
 /// Without reports of pods that tell nothing new: agents repeat all of them again and again.
 fn news(mut state: State, batch: StatusBatch) -> StatusBatch {
     let time = clock::timestamp(clock::now_ms());
-    let mut tells = |update: &PodStatusUpdate| {
-        let command = Command {
-            time: Some(time),
-            level: SCHEMA_LEVEL,
-            kind: Some(command::Kind::Status(StatusBatch {
-                pods: vec![update.clone()],
-                nodes: Vec::new(),
-            })),
-            ..Default::default()
-        };
-        !state.apply(&command).changes.is_empty()
+    let command = |update: &PodStatusUpdate| Command {
+        time: Some(time),
+        level: SCHEMA_LEVEL,
+        kind: Some(command::Kind::Status(StatusBatch {
+            pods: vec![update.clone()],
+            nodes: Vec::new(),
+        })),
+        ..Default::default()
     };
+    let commands: Vec<Command> = batch.pods.iter().map(command).collect();
+    let outcomes = state.apply_all(&commands);
+    let told = batch.pods.into_iter().zip(outcomes);
+    let new = told.filter(|(_, outcome)| !outcome.changes.is_empty());
     StatusBatch {
-        pods: batch.pods.into_iter().filter(|update| tells(update)).collect(),
+        pods: new.map(|(update, _)| update).collect(),
         nodes: batch.nodes,
     }
 }

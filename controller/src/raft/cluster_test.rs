@@ -576,7 +576,7 @@ async fn a_full_disk_ends_consensus_and_the_next_start_has_what_was_acknowledged
         ..cluster.config(1)
     };
     let client = || rpc::tls::client_config(cluster.ca.certificate(), None).unwrap();
-    let log = SimDir::new(Fault::Capacity(15 << 20), 1);
+    let log = SimDir::new(Fault::Quota(15 << 20), 1);
     let snapshots = SimDir::new(Fault::None, 2);
     let node = Node::start(config(), log.clone(), snapshots.clone(), client())
         .await

@@ -1,6 +1,6 @@
 //! Looks at a member's disk, and gives the lead away when it is nearly full.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -30,11 +30,7 @@ pub(super) async fn watch<D: Dir>(member: Weak<Inner<D>>) {
             true => lead(&node).await,
             false => None,
         };
-        node.inner.full_majority.send_if_modified(|before| {
-            let news = *before != full;
-            *before = full;
-            news
-        });
+        node.inner.full_majority.store(full.map(Arc::new));
     }
 }
 

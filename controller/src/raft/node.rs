@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
@@ -178,7 +179,7 @@ pub(super) struct Inner<D: Dir> {
     pub(super) directory: D,
     pub(super) room: Watched,
     /// Why no entry would find a place on most of the voters' disks, on the leader.
-    pub(super) full_majority: watch::Sender<Option<String>>,
+    pub(super) full_majority: ArcSwapOption<String>,
 }
 
 impl<D: Dir> Node<D> {
@@ -240,7 +241,7 @@ impl<D: Dir> Node<D> {
             gather,
             directory,
             room,
-            full_majority: watch::Sender::new(None),
+            full_majority: ArcSwapOption::empty(),
         });
         gathered.carry(&Arc::downgrade(&inner));
         tokio::spawn(disk::watch(Arc::downgrade(&inner)));
@@ -380,8 +381,8 @@ impl<D: Dir> Node<D> {
         if let Some(full) = self.nearly_full() {
             return Err(Refusal::NearlyFull(full.to_string()));
         }
-        if let Some(full) = self.inner.full_majority.borrow().as_ref() {
-            return Err(Refusal::NearlyFull(full.clone()));
+        if let Some(full) = self.inner.full_majority.load_full() {
+            return Err(Refusal::NearlyFull(Arc::unwrap_or_clone(full)));
         }
         let count = commands.len();
         let proposal = Proposal::of(commands);

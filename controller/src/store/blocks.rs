@@ -2,7 +2,7 @@
 //!
 //! | file |                                                                      |
 //! |------|----------------------------------------------------------------------|
-//! | 0    | header, see the crate `seal`                                                |
+//! | 0    | header, see the crate `seal`                                         |
 //! | 80   | salt of the one part that the file is                                |
 //! | 112  | blocks: 64 KiB, the last one less, each followed by its tag          |
 //!

@@ -2,8 +2,7 @@
 //! way still find a place; with a quarter of that a follower takes nothing either. Both go on as soon as there is more:
 //! nothing has to be repaired.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// With less than this free, or less than a tenth of a small disk, nothing new is taken.
 const RESERVE_BYTES: u64 = 64 << 20;
@@ -39,13 +38,12 @@ pub struct NearlyFull {
     pub wanted: u64,
 }
 
-/// The last look at a disk; clones are the same.
-#[derive(Clone, Debug, Default)]
+/// The last look at a disk.
+#[derive(Debug, Default)]
 pub(crate) struct Watched {
-    free: Arc<AtomicU64>,
-    /// From how much on there is enough again; 0 while there is enough.
-    wanted: Arc<AtomicU64>,
-    exhausted: Arc<AtomicBool>,
+    free: AtomicU64,
+    /// From how much on there is enough again, a quarter more than the reserve; 0 while there is enough.
+    wanted: AtomicU64,
 }
 
 impl Watched {
@@ -61,8 +59,6 @@ impl Watched {
         };
         self.free.store(room.free, Ordering::Relaxed);
         self.wanted.store(wanted, Ordering::Relaxed);
-        self.exhausted
-            .store(room.free < room.reserve() / 4, Ordering::Relaxed);
         (was == 0) != (wanted == 0)
     }
 
@@ -71,10 +67,10 @@ impl Watched {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// The disk of this member, when it takes not even what others have taken.
+    /// The disk of this member, when it takes not even what others have taken: with a quarter of the reserve, or less.
     pub(crate) fn exhausted(&self, member: u64) -> Option<NearlyFull> {
-        let exhausted = self.exhausted.load(Ordering::Relaxed);
-        self.nearly_full(member).filter(|_| exhausted)
+        self.nearly_full(member)
+            .filter(|full| full.free < full.wanted / 5)
     }
 
     /// The disk of this member, when it is nearly full.

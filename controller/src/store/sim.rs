@@ -24,6 +24,8 @@ pub enum Fault {
     FailAt(u64),
     /// No more than this many bytes fit.
     Capacity(u64),
+    /// Likewise, and nobody sees it coming, as with a quota.
+    Quota(u64),
 }
 
 /// A simulated directory on a disk of its own.
@@ -371,7 +373,7 @@ impl File for SimFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut world = self.change();
         let step = world.step();
-        if let Fault::Capacity(capacity) = world.fault {
+        if let Fault::Capacity(capacity) | Fault::Quota(capacity) = world.fault {
             let linked = world.linked_bytes();
             let end = offset as usize + bytes.len();
             let more = end.saturating_sub(world.inodes[self.inode].bytes.len());
