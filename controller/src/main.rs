@@ -1,4 +1,5 @@
-//! `bulkhead-controller`: begins a cluster, enters one, runs a member of one, renews the key of its files.
+//! `bulkhead-controller`: begins a cluster, enters one, runs a member of one, renews the key of its files, lets an
+//! administrator back in.
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use controller::run::{RunOptions, run};
-use controller::setup::{NewCluster, Places, init, join};
+use controller::setup::{NewCluster, Places, init, issue_admin, join};
 use controller::storage_keys;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -36,6 +37,8 @@ enum Verb {
     Run(Run),
     /// Seal new files of this controller with a new key, from its next start on
     RotateStorageKey(RotateStorageKey),
+    /// Make an administrator on a controller's machine, when nobody has a good certificate any more
+    IssueAdmin(IssueAdmin),
 }
 
 #[derive(Args)]
@@ -125,6 +128,18 @@ struct RotateStorageKey {
     /// Keys and configuration
     #[arg(long, env = "BULKHEAD_CONFIG_DIR", default_value = "/etc/bulkhead")]
     config_dir: PathBuf,
+}
+
+#[derive(Args)]
+struct IssueAdmin {
+    #[command(flatten)]
+    directories: Directories,
+    /// The administrator's name
+    #[arg(long, default_value = "admin")]
+    name: String,
+    /// Where to write the client configuration, which must not be there
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 impl Directories {
@@ -223,6 +238,18 @@ async fn carry_out(verb: Verb) -> anyhow::Result<()> {
         Verb::RotateStorageKey(RotateStorageKey { config_dir }) => {
             let id = storage_keys::rotate(&config_dir)?;
             println!("new files are sealed with key {id} once this controller is started again");
+            Ok(())
+        }
+        Verb::IssueAdmin(IssueAdmin {
+            directories,
+            name,
+            output,
+        }) => {
+            issue_admin(&directories.places(), &name, &output)?;
+            println!(
+                "client configuration of administrator {name}: {}",
+                output.display()
+            );
             Ok(())
         }
     }

@@ -26,6 +26,7 @@ use crate::security::ca::Authority;
 use crate::security::join::JoinService;
 use crate::security::listen::{self, CONNECTION_AGE_MAX};
 use crate::security::live::ClientAuth;
+use crate::security::revoked::Revoked;
 use crate::security::unix_now;
 use crate::session::{self, Desk, Sessions};
 use crate::setup::{Identity, Loaded, Places, SetupError, member_subject};
@@ -173,7 +174,8 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     };
     loops.spawn(metrics::serve(metrics_listener, sources));
     let api_tls = Arc::new(live.server_config(&ca, ClientAuth::Optional)?);
-    let incoming = listen::accept(api_listener, api_tls, API_CONNECTIONS_MAX);
+    let revoked = Revoked::follow(node.applied());
+    let incoming = listen::accept(api_listener, api_tls, API_CONNECTIONS_MAX, revoked);
     let api = tokio::spawn(
         Server::builder()
             .max_connection_age(CONNECTION_AGE_MAX)

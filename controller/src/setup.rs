@@ -47,6 +47,12 @@ pub enum SetupError {
         /// The file that says so.
         path: PathBuf,
     },
+    /// Nothing is written over.
+    #[error("{} exists; name another file", .path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
     /// An `init` that was cut off, or a lost `member.json`: only a person can tell.
     #[error(
         "{} exists, but no member.json beside it: if an earlier `init` was cut off, empty the data directory and run \
@@ -342,12 +348,6 @@ async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, Set
         began: true,
     };
     let live = LiveCertificate::new(&authority.issue(&member_subject(&identity), unix_now())?)?;
-    let admin = authority.issue(
-        &Subject::Admin {
-            name: "admin".to_owned(),
-        },
-        unix_now(),
-    )?;
     places.write_authority(&authority)?;
     let keys = places.storage_keys()?;
 
@@ -382,15 +382,29 @@ async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, Set
     if let Some(command_reply::Reply::Refused(refused)) = reply?.reply {
         return Err(SetupError::Settings(refused.message));
     }
-    let config = client_config(
-        &new.address,
-        authority.certificate(),
-        &admin.certificate,
-        &admin.key,
-    );
-    write(&places.admin_file(), config.as_bytes())?;
+    let file = places.admin_file();
+    write_admin(&authority, &identity.address, "admin", &file)?;
     places.write_identity(&identity)?;
-    Ok(places.admin_file())
+    Ok(file)
+}
+
+/// Makes an administrator with what this member has on its disk: the way back in when nobody has a certificate any more.
+pub fn issue_admin(places: &Places, name: &str, file: &Path) -> Result<(), SetupError> {
+    if file.exists() {
+        return Err(SetupError::InTheWay {
+            path: file.to_owned(),
+        });
+    }
+    write_admin(&places.authority()?, &places.identity()?.address, name, file)
+}
+
+fn write_admin(authority: &Authority, address: &str, name: &str, file: &Path) -> Result<(), SetupError> {
+    let subject = Subject::Admin {
+        name: name.to_owned(),
+    };
+    let admin = authority.issue(&subject, unix_now())?;
+    let config = client_config(address, authority.certificate(), &admin.certificate, &admin.key);
+    write(file, config.as_bytes())
 }
 
 /// A client configuration, as `ctl` reads it.

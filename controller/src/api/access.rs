@@ -17,6 +17,7 @@
 //! | Members, RemoveMember | list, delete of `members.bulkhead.io` |
 //! | Backup, Restore | everything: one shows all Secrets, the other brings all roles |
 //! | IssueCertificate | create of `certificates.bulkhead.io`, impersonate of the user and each group |
+//! | RevokeCertificates, ListRevocations | delete (the name is the identity), list of `certificates.bulkhead.io` |
 //! | ReviewAccess | nothing of oneself; of others impersonate of the user and each group |
 //! | Version, WhoAmI | nothing |
 
@@ -266,6 +267,10 @@ pub(super) fn issue(request: &IssueCertificateRequest) -> Vec<Need> {
     let mut needs = one(own("create", "certificates", &request.name));
     needs.extend(impersonate(&request.name, &request.groups));
     needs
+}
+
+pub(super) fn certificates(verb: &str, identity: &str) -> Vec<Need> {
+    one(own(verb, "certificates", identity))
 }
 
 pub(super) fn review(request: &ReviewAccessRequest) -> Vec<Need> {

@@ -1,24 +1,26 @@
-//! Who people are and what they may: certificates, questions about rights.
+//! Who people are and what they may: certificates issued and revoked, questions about rights.
 
 use std::time::Duration;
 
+use model::name;
 use proto::Timestamp;
+use proto::state::v1::command::Kind as Body;
 use rpc::v1::{
-    IssueCertificateRequest, IssueCertificateResponse, ReviewAccessRequest, ReviewAccessResponse,
-    WhoAmIResponse,
+    IssueCertificateRequest, IssueCertificateResponse, ListRevocationsResponse, ReviewAccessRequest,
+    ReviewAccessResponse, RevokeCertificatesRequest, RevokeCertificatesResponse, WhoAmIResponse,
 };
 use state::rbac::{self, Access, Who};
 use tonic::{Extensions, Status};
 
-use super::Service;
-use super::status::{Reason, refused_one};
-use crate::security::ca::Subject;
+use super::status::{Reason, by_state, refused, refused_one};
+use super::{By, Service};
+use crate::security::ca::{self, Subject};
 use crate::security::listen::Caller;
-use crate::security::unix_now;
+use crate::security::{new_uuid, revoked, unix_now};
 
 /// How long a certificate is good when nothing is asked for: 30 days.
 const LIFE_SECONDS: u32 = 30 * DAY;
-/// The longest that may be asked for: a certificate can't be taken back.
+/// The longest that may be asked for.
 const LIFE_SECONDS_MAX: u32 = 365 * DAY;
 /// The shortest, as in Kubernetes: clocks differ, and a certificate has to be used at all.
 const LIFE_SECONDS_MIN: u32 = 10 * 60;
@@ -28,7 +30,7 @@ const GROUPS_MAX: usize = 64;
 
 impl Service {
     /// The right to it was checked; what nobody but an administrator may do is refused here.
-    pub(super) fn do_issue(
+    pub(super) async fn do_issue(
         &self,
         who: &Who,
         request: &IssueCertificateRequest,
@@ -56,7 +58,8 @@ impl Service {
             groups: request.groups.clone(),
             life: Duration::from_secs(u64::from(seconds)),
         };
-        let now = unix_now();
+        let state = self.state().await?;
+        let now = revoked::issuing_time(&state, &request.name, unix_now());
         let certificate = self
             .authority
             .sign(&request.csr, &subject, now)
@@ -70,6 +73,48 @@ impl Service {
                 .members()
                 .into_iter()
                 .map(|info| info.member.address)
+                .collect(),
+        })
+    }
+
+    pub(super) async fn do_revoke(
+        &self,
+        request: &RevokeCertificatesRequest,
+        by: &By,
+    ) -> Result<RevokeCertificatesResponse, Status> {
+        let identity = &request.identity;
+        let known = match identity.strip_prefix("system:") {
+            Some(own) => own
+                .strip_prefix("node:")
+                .is_some_and(|node| name::dns1123_subdomain(node).is_ok()),
+            None => ca::user_name(identity).is_ok(),
+        };
+        if !known {
+            let message = format!(
+                "`{identity}` is neither a user nor system:node:NAME; what a controller has ends with \
+                 `ctl cluster remove`"
+            );
+            return Err(refused_one(Reason::Invalid, message));
+        }
+        // They could not ask for a new one, and maybe nobody else could give it.
+        if *identity == by.actor {
+            let message = format!("{identity} would be locked out; another administrator has to do that");
+            return Err(refused_one(Reason::Forbidden, message));
+        }
+        let body = Body::Revocation(revoked::revocation(identity, unix_now()));
+        match self.propose(by, new_uuid(), body).await? {
+            Ok(_) => Ok(RevokeCertificatesResponse {}),
+            Err(refusal) => Err(refused(vec![by_state(0, &refusal)])),
+        }
+    }
+
+    pub(super) async fn do_list_revocations(&self) -> Result<ListRevocationsResponse, Status> {
+        let state = self.state().await?;
+        Ok(ListRevocationsResponse {
+            revocations: state
+                .revocations()
+                .values()
+                .map(|one| one.as_ref().clone())
                 .collect(),
         })
     }

@@ -68,6 +68,8 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Api", "Restore", Callers::Users),
     ("Api", "Version", Callers::Users),
     ("Api", "IssueCertificate", Callers::Users),
+    ("Api", "RevokeCertificates", Callers::Users),
+    ("Api", "ListRevocations", Callers::Users),
     ("Api", "ReviewAccess", Callers::Users),
     ("Api", "WhoAmI", Callers::Users),
     ("Join", "JoinNode", Callers::Anyone),
@@ -109,7 +111,7 @@ pub(crate) fn check(path: &str, extensions: &Extensions) -> Result<Identity, Sta
     let identity = caller
         .authenticated
         .current(unix_now())
-        .map_err(|expired| Status::unauthenticated(expired.to_string()))?;
+        .map_err(|ended| Status::unauthenticated(ended.to_string()))?;
     allow(path, callers, identity)?;
     Ok(identity.clone())
 }

@@ -31,11 +31,12 @@ use rpc::v1::{
     DeleteRequest, DeleteResponse, DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest,
     HistoryResponse, ImportInput, ImportProgress, InspectResponse, IssueCertificateRequest,
     IssueCertificateResponse, ListImagesRequest, ListImagesResponse, ListRequest, ListResponse,
-    ListTokensRequest, ListTokensResponse, LogChunk, LogsRequest, MembersRequest, MembersResponse, PodRef,
-    RemoveMemberRequest, RemoveMemberResponse, RestoreResponse, ReviewAccessRequest, ReviewAccessResponse,
-    RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest, SetSchedulableRequest,
-    UndoRequest, UndoResponse, VersionRequest, VersionResponse, WatchEvent, WatchRequest, WhoAmIRequest,
-    WhoAmIResponse, WhyResponse, open,
+    ListRevocationsRequest, ListRevocationsResponse, ListTokensRequest, ListTokensResponse, LogChunk,
+    LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest, RemoveMemberResponse,
+    RestoreResponse, ReviewAccessRequest, ReviewAccessResponse, RevokeCertificatesRequest,
+    RevokeCertificatesResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest,
+    SetSchedulableRequest, UndoRequest, UndoResponse, VersionRequest, VersionResponse, WatchEvent,
+    WatchRequest, WhoAmIRequest, WhoAmIResponse, WhyResponse, open,
 };
 use state::{SCHEMA_LEVEL, State};
 use tokio::sync::Semaphore;
@@ -522,7 +523,35 @@ impl Api for Service {
         let admitted = self
             .admit(Call::writes("IssueCertificate"), asker, |_| Ok(needs))
             .await?;
-        let answer = self.do_issue(&admitted.who, &request);
+        let answer = self.do_issue(&admitted.who, &request).await;
+        admitted.done(answer).await.map(Response::new)
+    }
+
+    async fn revoke_certificates(
+        &self,
+        request: Request<RevokeCertificatesRequest>,
+    ) -> Result<Response<RevokeCertificatesResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::certificates("delete", &request.identity);
+        let admitted = self
+            .admit(Call::writes("RevokeCertificates"), asker, |_| Ok(needs))
+            .await?;
+        let by = By::new(&admitted.who, "auth revoke");
+        let answer = self.do_revoke(&request, &by).await;
+        admitted.done(answer).await.map(Response::new)
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let needs = access::certificates("list", "");
+        let admitted = self
+            .admit(Call::reads("ListRevocations"), asker, |_| Ok(needs))
+            .await?;
+        let answer = self.do_list_revocations().await;
         admitted.done(answer).await.map(Response::new)
     }
 

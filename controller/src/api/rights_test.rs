@@ -277,7 +277,9 @@ async fn a_certificate_says_what_was_asked_and_only_administrators_make_administ
         .await
         .unwrap();
     let der = rpc::tls::certificates(&made, "").unwrap().remove(0);
-    let Authenticated { identity, not_after } = Authenticated::from_certificate(&der).unwrap();
+    let Authenticated {
+        identity, not_after, ..
+    } = Authenticated::from_certificate(&der).unwrap();
     let expected = Identity::User {
         name: "ann@example.com".to_owned(),
         groups: texts("devs,ops:night"),

@@ -24,6 +24,7 @@ use crate::security::ca::Subject;
 use crate::security::identity::{ADMINS, Identity};
 use crate::security::listen::accept;
 use crate::security::live::{ClientAuth, LiveCertificate};
+use crate::security::revoked::Revoked;
 use crate::security::{new_uuid, unix_now};
 use crate::session::Sessions;
 use crate::status::Reports;
@@ -193,7 +194,7 @@ impl One {
         let server = ApiServer::new(self.service.clone()).max_decoding_message_size(wire::MESSAGE_BYTES_MAX);
         let serving = Server::builder()
             .add_routes(Routes::new(Guard::new(server, self.service.audit.clone())))
-            .serve_with_incoming(accept(listener, tls.into(), 16));
+            .serve_with_incoming(accept(listener, tls.into(), 16, Revoked::nothing()));
         tokio::spawn(serving);
         let issued = subject.map(|subject| self.authority.issue(&subject, unix_now()).unwrap());
         let identity = issued

@@ -14,6 +14,7 @@ use super::network::MESSAGE_BYTES_MAX;
 use super::node::Node;
 use super::service::PeerService;
 use crate::security::listen::{self, CONNECTION_AGE_MAX};
+use crate::security::revoked::Revoked;
 use crate::store::Dir;
 
 /// Connections of other members: a few lanes each, and those that are being replaced.
@@ -43,7 +44,8 @@ impl<D: Dir> Node<D> {
         more: Routes,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        let incoming = listen::accept(listener, Arc::new(tls), CONNECTIONS_MAX);
+        let revoked = Revoked::follow(self.applied());
+        let incoming = listen::accept(listener, Arc::new(tls), CONNECTIONS_MAX, revoked);
         Server::builder()
             .max_connection_age(CONNECTION_AGE_MAX)
             .max_concurrent_streams(STREAMS_MAX)

@@ -286,7 +286,7 @@ fn params_for(subject: &Subject, now: u64) -> Result<CertificateParams, CaError>
 }
 
 /// Of a user or a group: an address of mail, say. What begins with `system:` is the cluster's own.
-fn user_name(name: &str) -> Result<(), CaError> {
+pub(crate) fn user_name(name: &str) -> Result<(), CaError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._@:+/".contains(&b);
     if name.starts_with("system:") {
         return Err(CaError::Reserved {

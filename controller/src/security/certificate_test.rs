@@ -14,6 +14,7 @@ use super::ca::{Authority, Issued, SHORT_LIFE, Subject};
 use super::identity::{ADMINS, Authenticated, Identity, member_server_name};
 use super::listen::{self, Caller};
 use super::live::{ClientAuth, Keeper, LiveCertificate};
+use super::revoked::Revoked;
 use super::unix_now;
 
 fn authority() -> Authority {
@@ -46,7 +47,7 @@ async fn serve(ca: &Authority, shown: &Issued, auth: ClientAuth) -> Server {
     let config = Arc::new(live.server_config(ca.certificate(), auth).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let mut connections = listen::accept(listener, config, 16);
+    let mut connections = listen::accept(listener, config, 16, Revoked::nothing());
     tokio::spawn(async move {
         while let Some(connection) = connections.next().await {
             let mut connection = connection.unwrap();
@@ -213,7 +214,7 @@ async fn the_pin_of_a_token_decides_whom_to_trust() {
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let incoming = listen::accept(listener, config, 16);
+    let incoming = listen::accept(listener, config, 16, Revoked::nothing());
     tokio::spawn(
         tonic::transport::Server::builder()
             .add_routes(tonic::service::Routes::default())

@@ -2,6 +2,7 @@
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::ca::BACKDATE;
 use crate::raft::types::MemberId;
 
 /// Organization of controllers.
@@ -45,6 +46,10 @@ pub struct Authenticated {
     pub identity: Identity,
     /// Seconds since 1970; connections outlive certificates, so each request is checked.
     pub not_after: u64,
+    /// When it was issued, in seconds since 1970.
+    pub issued: u64,
+    /// It was revoked before the connection was made.
+    pub revoked: bool,
 }
 
 /// Why a certificate says nothing to us. It was signed by our CA, so this is a bug or an attack.
@@ -67,6 +72,8 @@ impl Authenticated {
         Self {
             identity: Identity::Anonymous,
             not_after: u64::MAX,
+            issued: 0,
+            revoked: false,
         }
     }
 
@@ -111,24 +118,44 @@ impl Authenticated {
                 groups: groups.clone(),
             },
         };
-        let not_after = u64::try_from(certificate.validity().not_after.timestamp()).map_err(|_| refused())?;
-        Ok(Self { identity, not_after })
+        let validity = certificate.validity();
+        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp());
+        let not_before = seconds(validity.not_before).map_err(|_| refused())?;
+        Ok(Self {
+            identity,
+            not_after: seconds(validity.not_after).map_err(|_| refused())?,
+            issued: not_before + BACKDATE.as_secs(),
+            revoked: false,
+        })
     }
 
-    /// The identity, unless its certificate has ended.
-    pub fn current(&self, now: u64) -> Result<&Identity, Expired> {
+    /// The identity, unless its certificate is good no more.
+    pub fn current(&self, now: u64) -> Result<&Identity, Ended> {
         if now > self.not_after {
-            Err(Expired)
+            Err(Ended::Expired)
+        } else if self.revoked {
+            Err(Ended::Revoked {
+                name: self.identity.to_string(),
+            })
         } else {
             Ok(&self.identity)
         }
     }
 }
 
-/// The certificate of a connection ended while it was open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the certificate of this connection has expired")]
-pub struct Expired;
+/// Why the certificate of a connection is good no more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// Its time is over: a connection may be open for longer.
+    #[error("the certificate of this connection has expired")]
+    Expired,
+    /// Somebody had it refused.
+    #[error("the certificates of {name} that were issued so far were revoked; ask for a new one")]
+    Revoked {
+        /// Whose.
+        name: String,
+    },
+}
 
 impl Identity {
     /// Whether this is a person of the administrators' group.

@@ -17,6 +17,7 @@ use tonic::{Code, Request, Response, Status};
 use super::ca::{Authority, CaError, Subject};
 use super::identity::Identity;
 use super::listen::Caller;
+use super::revoked::issuing_time;
 use super::token::{self, Role, TokenRefused};
 use super::{new_uuid, unix_now};
 use crate::audit::{Audit, Entry, Touched};
@@ -211,9 +212,15 @@ impl<D: Dir> JoinService<D> {
         let subject = Subject::Node {
             name: request.name.clone(),
         };
+        // A node whose certificates were revoked comes back with this one.
+        let now = issuing_time(
+            &state,
+            &Identity::Node(request.name.clone()).to_string(),
+            unix_now(),
+        );
         let certificate = self
             .authority
-            .sign(&request.csr, &subject, unix_now())
+            .sign(&request.csr, &subject, now)
             .map_err(signing)?;
         self.use_token(id, Role::Node, &request.name).await?;
         let metadata = ObjectMeta {

@@ -12,7 +12,6 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +19,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use super::identity::{Authenticated, Identity};
+use super::revoked::Revoked;
 
 /// A caller has this long for the TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,8 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An old connection is closed after this time, so that its peer shows its new certificate.
 pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Who shows no certificate may only join, which takes seconds.
-const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
+/// Who shows no certificate that is good may only join, which takes seconds.
+const STRANGER_AGE_MAX: Duration = Duration::from_secs(60);
 /// Connections without a certificate at a time: whoever fills them keeps out nobody but those who join.
 const ANONYMOUS_CONNECTIONS_MAX: usize = 512;
 /// Connections of one node, controller or person at a time: nobody's programs take the place of all others.
@@ -52,8 +52,8 @@ pub struct Caller {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
-    /// Set where nobody showed a certificate.
-    end: Option<Pin<Box<Sleep>>>,
+    /// When it is to be cut, whoever uses it: a certificate may be revoked, and who has none may not stay.
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
     _counted: Counted,
     _permit: OwnedSemaphorePermit,
 }
@@ -111,18 +111,26 @@ pub fn identity_in(extensions: &tonic::Extensions) -> Result<Identity, Status> {
         .ok_or_else(|| Status::unauthenticated("no TLS connection"))?;
     match caller.authenticated.current(super::unix_now()) {
         Ok(identity) => Ok(identity.clone()),
-        Err(expired) => Err(Status::unauthenticated(expired.to_string())),
+        Err(ended) => Err(Status::unauthenticated(ended.to_string())),
     }
 }
 
-/// Accepts until the stream is dropped; at most `connections_max` are open at a time, then callers wait.
+/// Accepts until the stream is dropped; at most `connections_max` are open at a time, then callers wait. A connection
+/// ends when its certificate is revoked.
 pub fn accept(
     listener: TcpListener,
     config: Arc<ServerConfig>,
     connections_max: usize,
+    revoked: Revoked,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(HANDOVER_MAX);
-    tokio::spawn(run(listener, TlsAcceptor::from(config), connections_max, sender));
+    tokio::spawn(run(
+        listener,
+        TlsAcceptor::from(config),
+        connections_max,
+        revoked,
+        sender,
+    ));
     ReceiverStream::new(receiver)
 }
 
@@ -130,6 +138,7 @@ async fn run(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     connections_max: usize,
+    revoked: Revoked,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let connections = Arc::new(Semaphore::new(connections_max));
@@ -162,24 +171,35 @@ async fn run(
             }
         };
         let (acceptor, sender, counts) = (acceptor.clone(), sender.clone(), counts.clone());
+        let revoked = revoked.clone();
         tokio::spawn(async move {
             let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(&acceptor, stream))
                 .await
             {
-                Ok(Ok((stream, authenticated))) => {
+                Ok(Ok((stream, mut authenticated))) => {
                     let Some(counted) = counts.one_more(&authenticated.identity) else {
                         tracing::debug!(%address, caller = %authenticated.identity, "too many connections of one caller");
                         return;
                     };
-                    let anonymous = authenticated.identity == Identity::Anonymous;
+                    authenticated.revoked = revoked.includes(&authenticated);
+                    let authenticated = Arc::new(authenticated);
+                    let end: Pin<Box<dyn Future<Output = ()> + Send>> = match &*authenticated {
+                        // It is told so, and then has nothing more to do here.
+                        Authenticated { revoked: true, .. }
+                        | Authenticated {
+                            identity: Identity::Anonymous,
+                            ..
+                        } => Box::pin(tokio::time::sleep(STRANGER_AGE_MAX)),
+                        _ => Box::pin(revoked.wait_for(authenticated.clone())),
+                    };
                     let caller = Caller {
-                        authenticated: Arc::new(authenticated),
+                        authenticated,
                         address,
                     };
                     Connection {
                         stream,
                         caller,
-                        end: anonymous.then(|| Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX))),
+                        end,
                         _counted: counted,
                         _permit: permit,
                     }
@@ -228,9 +248,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(end) = &mut self.end
-            && end.as_mut().poll(cx).is_ready()
-        {
+        if self.end.as_mut().poll(cx).is_ready() {
+            // Not to be polled again, and over all the same.
+            self.end = Box::pin(std::future::ready(()));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)

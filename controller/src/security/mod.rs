@@ -1,4 +1,4 @@
-//! Who is who: the embedded CA, certificates and their rotation, TLS listeners, join tokens.
+//! Who is who: the embedded CA, certificates, their rotation and revocation, TLS listeners, join tokens.
 //!
 //! There is no plain-text mode. A role stands in a certificate's organization and only the CA, which the controllers
 //! hold, puts it there; nothing that a request for a certificate asks for is taken over but its key.
@@ -8,6 +8,7 @@ pub mod identity;
 pub mod join;
 pub mod listen;
 pub mod live;
+pub mod revoked;
 pub mod token;
 
 /// A random UUID: request ids, uids, the cluster's id.

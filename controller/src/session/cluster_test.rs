@@ -32,6 +32,7 @@ use crate::run::Parts;
 use crate::security::ca::{Authority, Subject};
 use crate::security::listen;
 use crate::security::live::{ClientAuth, LiveCertificate};
+use crate::security::revoked::Revoked;
 use crate::security::{new_uuid, unix_now};
 use crate::store::Disk;
 use crate::store::os::OsDir;
@@ -89,7 +90,7 @@ impl Controller {
         let tls = live
             .server_config(ca.certificate(), ClientAuth::Optional)
             .unwrap();
-        let incoming = listen::accept(listener, Arc::new(tls), 64);
+        let incoming = listen::accept(listener, Arc::new(tls), 64, Revoked::follow(node.applied()));
         let (running, stopped) = watch::channel(false);
         let audit = Audit::open(&tmp.path().join("audit"), &format!("c{id}")).unwrap();
         let routes = parts.start(&node, ca.clone(), audit, &mut loops, stopped);

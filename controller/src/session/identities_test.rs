@@ -13,8 +13,8 @@ use rpc::v1::{
     AgentMessage, ApplyItem, ApplyRequest, BackupPart, CarryUp, CreateTokenRequest, DeleteRequest, ExecInput,
     ExecStart, GetRequest, HistoryRequest, ImportInput, ImportStart, IssueCertificateRequest,
     JoinMemberRequest, JoinNodeRequest, ListRequest, LogsRequest, PodRef, PodReport, PodReports,
-    RemoveMemberRequest, ReviewAccessRequest, RevokeTokenRequest, RollbackRequest, ScaleRequest,
-    SetSchedulableRequest, UndoRequest, WatchRequest, carry_up, exec_input, import_input,
+    RemoveMemberRequest, ReviewAccessRequest, RevokeCertificatesRequest, RevokeTokenRequest, RollbackRequest,
+    ScaleRequest, SetSchedulableRequest, UndoRequest, WatchRequest, carry_up, exec_input, import_input,
 };
 use tonic::client::Grpc;
 use tonic::transport::Channel;
@@ -320,6 +320,15 @@ fn table() -> Vec<(&'static str, &'static str, Vec<u8>, May)> {
             }),
             May::Admins,
         ),
+        (
+            "Api",
+            "RevokeCertificates",
+            bytes(RevokeCertificatesRequest {
+                identity: "nobody".to_owned(),
+            }),
+            May::Admins,
+        ),
+        ("Api", "ListRevocations", Vec::new(), May::Admins),
         ("Api", "Members", Vec::new(), May::Admins),
         (
             "Api",

@@ -25,6 +25,8 @@ mod desired_test;
 #[cfg(test)]
 mod identities_test;
 #[cfg(test)]
+mod revocation_test;
+#[cfg(test)]
 mod session_test;
 
 use std::pin::Pin;
@@ -45,6 +47,7 @@ use crate::raft::Node;
 use crate::security::ca::{Authority, CaError, Subject};
 use crate::security::identity::Identity;
 use crate::security::listen::{Caller, identity_of};
+use crate::security::revoked::issuing_time;
 use crate::security::unix_now;
 use crate::status::Reports;
 
@@ -165,13 +168,13 @@ impl NodeApi for Service {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         let name = node_name(&request)?;
-        if read(&self.desk.node).await?.get(&node_key(&name)).is_none() {
+        let state = read(&self.desk.node).await?;
+        if state.get(&node_key(&name)).is_none() {
             return Err(dispatch::deleted(&name));
         }
+        let now = issuing_time(&state, &Identity::Node(name.clone()).to_string(), unix_now());
         let subject = Subject::Node { name: name.clone() };
-        let signed = self
-            .authority
-            .sign(&request.into_inner().csr, &subject, unix_now());
+        let signed = self.authority.sign(&request.into_inner().csr, &subject, now);
         let certificate = signed.map_err(|cause| match cause {
             CaError::Request(_) | CaError::RequestTooLarge { .. } | CaError::Name { .. } => {
                 Status::invalid_argument(cause.to_string())

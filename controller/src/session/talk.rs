@@ -252,8 +252,8 @@ impl Talk {
             Up::Hello(_) => return Err(Status::invalid_argument("a session has one Hello")),
             Up::Heartbeat(Heartbeat { sequence }) => {
                 // A session outlives the certificate that it began with, unless somebody looks.
-                if let Err(expired) = self.authenticated.current(unix_now()) {
-                    return Err(Status::unauthenticated(expired.to_string()));
+                if let Err(ended) = self.authenticated.current(unix_now()) {
+                    return Err(Status::unauthenticated(ended.to_string()));
                 }
                 match self.renewal {
                     Some(_) => self.waiting = Some(sequence),

@@ -70,6 +70,8 @@ pub(super) fn caller(identity: Identity) -> Caller {
         authenticated: Arc::new(Authenticated {
             identity,
             not_after: u64::MAX,
+            issued: 0,
+            revoked: false,
         }),
         address: ([127, 0, 0, 1], 1).into(),
     }

@@ -4,6 +4,7 @@ mod delete;
 mod node;
 mod put;
 pub(crate) mod restore;
+mod revoke;
 mod status;
 mod token;
 mod transaction;
@@ -243,6 +244,7 @@ impl Trial {
             Some(Body::Settings(settings)) => self.settle(settings),
             Some(Body::NodeJoin(join)) => self.join(join),
             Some(Body::Restore(restore)) => self.restore(restore),
+            Some(Body::Revocation(revocation)) => self.revoke(revocation),
             Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }

@@ -33,7 +33,7 @@ pub use change::{Change, Happened};
 pub use history::{ALL_BYTES_MAX, ALL_FORMS_MAX, FORMS_MAX};
 pub use said::{MANAGER_BYTES_MAX, MANAGERS_MAX};
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
-pub use store::State;
+pub use store::{Revocations, State};
 
 pub use proto::SCHEMA_LEVEL;
 /// Largest object: etcd's, and so Kubernetes', order of magnitude; a watch sends each change whole.

@@ -126,6 +126,7 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
     let State {
         records,
         tokens,
+        revocations,
         replies,
         said,
         history,
@@ -177,6 +178,11 @@ fn parts(state: State) -> impl Iterator<Item = Part> + Send {
             tokens
                 .into_iter()
                 .map(|(_, token)| Part::Token(token.as_ref().clone())),
+        )
+        .chain(
+            revocations
+                .into_iter()
+                .map(|(_, revocation)| Part::Revocation(revocation.as_ref().clone())),
         )
         .chain(said.map(Part::Said))
         .chain(past.map(Part::Past))
@@ -276,6 +282,10 @@ impl Decoder {
             Part::Object(object) => self.object(object)?,
             Part::Token(token) => {
                 self.state.tokens.insert(token.id.clone(), Arc::new(token));
+            }
+            Part::Revocation(revocation) => {
+                let known = &mut self.state.revocations;
+                known.insert(revocation.identity.clone(), Arc::new(revocation));
             }
             Part::Reply(StoredReply { request_id, reply }) => match reply {
                 Some(reply) => self.state.replies.push(&request_id, &reply),

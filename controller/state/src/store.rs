@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use model::{Kind, object};
-use proto::state::v1::{ClusterSettings, CommandReply, Key, Past, Token};
+use proto::state::v1::{ClusterSettings, CommandReply, Key, Past, Revocation, Token};
 use proto::v1::object::Object as Any;
 use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, ReplicaSet};
 
@@ -15,6 +15,9 @@ use crate::key::ObjectKey;
 use crate::record::{PodRecord, Record, Template, controller};
 use crate::replies::Replies;
 use crate::said::Said;
+
+/// Certificates that are refused, by identity.
+pub type Revocations = OrdMap<String, Arc<Revocation>>;
 
 /// The whole replicated state. A clone is a snapshot: it shares everything with the original until one of them changes.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +39,7 @@ pub struct State {
     /// Pods and ReplicaSets that no owner manages.
     pub(crate) unmanaged: OrdSet<ObjectKey>,
     pub(crate) tokens: OrdMap<String, Arc<Token>>,
+    pub(crate) revocations: Revocations,
     pub(crate) replies: Replies,
     pub(crate) said: Said,
     pub(crate) history: History,
@@ -138,6 +142,11 @@ impl State {
     /// One join token.
     pub fn token(&self, id: &str) -> Option<&Token> {
         self.tokens.get(id).map(AsRef::as_ref)
+    }
+
+    /// Certificates that are refused, by identity.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The answer to a request that was carried out or refused lately, by its request id.

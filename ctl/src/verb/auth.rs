@@ -1,17 +1,23 @@
-//! `ctl auth issue|can-i|whoami`: certificates for people, and what they may.
+//! `ctl auth issue|revoke|revocations|can-i|whoami`: certificates for people, and what they may.
 
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use model::Kind;
 use rcgen::{CertificateParams, KeyPair};
-use rpc::v1::{IssueCertificateRequest, ReviewAccessRequest, WhoAmIRequest};
+use rpc::v1::{
+    IssueCertificateRequest, ListRevocationsRequest, ReviewAccessRequest, RevokeCertificatesRequest,
+    WhoAmIRequest,
+};
 
 use crate::age;
 use crate::cluster::Cluster;
 use crate::config::{Config, Context};
 use crate::error::CtlError;
 use crate::output::{Output, Table};
+
+/// Before a node's name in its certificate.
+const NODE: &str = "system:node:";
 
 /// Arguments of `ctl auth`.
 #[derive(clap::Args)]
@@ -24,6 +30,10 @@ pub(crate) struct Auth {
 enum Verb {
     /// Make a key and have a certificate issued for it, as a configuration for its user
     Issue(Issue),
+    /// Have every certificate refused that a user or a node was issued so far
+    Revoke(Revoke),
+    /// List whose certificates are refused
+    Revocations,
     /// Say whether something may be done
     CanI(CanI),
     /// Say as whom the cluster knows you
@@ -37,7 +47,7 @@ struct Issue {
     /// A group of the user's; more than one with more of them
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
-    /// How long the certificate is good, at most a year: it can't be taken back
+    /// How long the certificate is good, at most a year
     #[arg(long, default_value = "30d", value_name = "DURATION", value_parser = age::parse)]
     ttl: u64,
     /// Where to write the configuration, which must not be there [default: NAME.yaml]
@@ -46,6 +56,13 @@ struct Issue {
     /// Add it to your own configuration instead, as a context of this name
     #[arg(long, value_name = "CONTEXT")]
     add_context: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct Revoke {
+    /// The user, or node/NAME
+    #[arg(value_name = "USER | node/NAME")]
+    whose: String,
 }
 
 #[derive(clap::Args)]
@@ -81,6 +98,8 @@ pub(crate) async fn run(
 ) -> Result<(), CtlError> {
     match args.verb {
         Verb::Issue(args) => issue(args, cluster, config, out).await,
+        Verb::Revoke(args) => revoke(args, cluster, out).await,
+        Verb::Revocations => revocations(cluster, out).await,
         Verb::CanI(args) => can_i(args, cluster, out).await,
         Verb::Whoami => whoami(cluster, out).await,
     }
@@ -149,6 +168,49 @@ async fn issue(
 /// A user's name may have a slash.
 fn file_name(user: &str) -> String {
     format!("{}.yaml", user.replace(['/', ':'], "-"))
+}
+
+async fn revoke(args: Revoke, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let node = args.whose.strip_prefix("node/");
+    let identity = node.map_or_else(|| args.whose.clone(), |node| format!("{NODE}{node}"));
+    let request = RevokeCertificatesRequest { identity };
+    cluster
+        .call(request, async |mut api, request| {
+            api.revoke_certificates(request).await
+        })
+        .await
+        .map_err(|status| cluster.error(status))?;
+    let back = match node {
+        Some(node) => format!("to let it join again: ctl token create --name {node}"),
+        None => format!("for a new one: ctl auth issue {}", args.whose),
+    };
+    out.line(format_args!(
+        "the certificates of {} are refused from now on; {back}",
+        args.whose
+    ))
+}
+
+async fn revocations(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
+    let answer = cluster
+        .call(ListRevocationsRequest {}, async |mut api, request| {
+            api.list_revocations(request).await
+        })
+        .await
+        .map_err(|status| cluster.error(status))?;
+    let mut table = Table::new(["WHOSE", "ISSUED-UNTIL", "KEPT-UNTIL"]);
+    for revocation in answer.revocations {
+        let identity = &revocation.identity;
+        let whose = identity
+            .strip_prefix(NODE)
+            .map_or_else(|| identity.clone(), |node| format!("node/{node}"));
+        let stamp = |time: Option<&_>| time.map(age::stamp).unwrap_or_default();
+        table.row(vec![
+            whose,
+            stamp(revocation.issued_until.as_ref()),
+            stamp(revocation.expires.as_ref()),
+        ]);
+    }
+    out.table(&table)
 }
 
 async fn can_i(args: CanI, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {

@@ -10,6 +10,7 @@ mod history;
 mod properties;
 mod rbac;
 mod restore;
+mod revoke;
 mod schedule;
 mod simulation;
 mod status;

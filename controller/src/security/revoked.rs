@@ -1,0 +1,99 @@
+//! Certificates that are refused before their end.
+//!
+//! What is revoked is everything that an identity was issued up to a time: nobody has to know serial numbers, and a
+//! certificate that was stolen unseen is covered too. A new one, issued later, is good. TLS lets a revoked certificate in,
+//! so that each call can say why it is refused; connections that were open before are cut.
+
+use std::sync::Arc;
+
+use proto::state::v1::Revocation;
+use state::{Revocations, State};
+use tokio::sync::watch;
+
+use super::ca::ADMIN_LIFE;
+use super::identity::Authenticated;
+use crate::raft::Applied;
+
+/// Clocks of members may differ by this much: what one of them issued just before, as its own clock has it, is revoked too.
+const CLOCKS_APART_SECONDS: u64 = 60;
+
+/// What this member knows to be revoked; clones follow the same.
+#[derive(Clone)]
+pub struct Revoked {
+    known: watch::Receiver<Revocations>,
+}
+
+impl Revoked {
+    /// Follows what a member applies.
+    pub fn follow(mut applied: watch::Receiver<Applied>) -> Self {
+        let now = applied.borrow_and_update().state.revocations().clone();
+        let (sender, known) = watch::channel(now);
+        tokio::spawn(async move {
+            while applied.changed().await.is_ok() {
+                let now = applied.borrow_and_update().state.revocations().clone();
+                sender.send_if_modified(|known| {
+                    let news = !known.ptr_eq(&now);
+                    *known = now;
+                    news
+                });
+            }
+        });
+        Self { known }
+    }
+
+    /// For listeners before there is a state.
+    #[cfg(test)]
+    pub(crate) fn nothing() -> Self {
+        Self {
+            known: watch::channel(Revocations::default()).1,
+        }
+    }
+
+    /// Whether this certificate is revoked.
+    pub fn includes(&self, certificate: &Authenticated) -> bool {
+        let known = self.known.borrow();
+        !known.is_empty()
+            && known
+                .get(&certificate.identity.to_string())
+                .is_some_and(|revocation| certificate.issued <= issued_until(revocation))
+    }
+
+    /// Until this certificate is revoked.
+    pub(super) async fn wait_for(mut self, certificate: Arc<Authenticated>) {
+        while !self.includes(&certificate) {
+            if self.known.changed().await.is_err() {
+                return std::future::pending().await; // this member stops
+            }
+        }
+    }
+}
+
+fn issued_until(revocation: &Revocation) -> u64 {
+    let seconds = revocation.issued_until.as_ref().map_or(0, |until| until.seconds);
+    u64::try_from(seconds).unwrap_or(0)
+}
+
+/// What revokes all that this identity has been issued.
+pub(crate) fn revocation(identity: &str, now: u64) -> Revocation {
+    let until = now + CLOCKS_APART_SECONDS;
+    let timestamp = |seconds| {
+        Some(proto::Timestamp {
+            seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+            nanos: 0,
+        })
+    };
+    Revocation {
+        identity: identity.to_owned(),
+        issued_until: timestamp(until),
+        // No certificate of ours lasts longer than an administrator's.
+        expires: timestamp(until + ADMIN_LIFE.as_secs()),
+    }
+}
+
+/// When a new certificate is to be issued, for this to be good: after what was revoked.
+pub(crate) fn issuing_time(state: &State, identity: &str, now: u64) -> u64 {
+    match state.revocations().get(identity) {
+        Some(revocation) => now.max(issued_until(revocation) + 1),
+        None => now,
+    }
+}
