@@ -21,6 +21,11 @@ use super::index::{Index, Source};
 use crate::store::{Dir, File};
 use seal::Keys;
 
+/// Bytes that are looked at together for the end of what is in a segment.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Read behind that end: what ends with a few zeros of its own, as checksums may.
+const SLACK: usize = 4096;
+
 pub(super) fn open<D: Dir>(
     dir: D,
     segment_bytes: u32,
@@ -61,6 +66,22 @@ fn damaged(file: String, offset: usize, what: &'static str) -> LogError {
     LogError::Damaged { file, offset, what }
 }
 
+/// Bytes of a file before nothing but zeros. A segment is made as long as it may become, and a member that has just begun
+/// should not hold the memory that all of it takes.
+fn used(file: &impl File, len: usize) -> io::Result<usize> {
+    let mut chunk = vec![0; len.min(CHUNK_BYTES)];
+    let mut end = len;
+    while end > 0 {
+        let part = &mut chunk[..end.min(CHUNK_BYTES)];
+        file.read_at(part, (end - part.len()) as u64)?;
+        if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
+            return Ok(end - part.len() + last + 1);
+        }
+        end -= part.len();
+    }
+    Ok(0)
+}
+
 fn read_error(file: &str) -> impl FnOnce(io::Error) -> LogError {
     let file = file.to_owned();
     move |source| LogError::Read { file, source }
@@ -96,7 +117,9 @@ impl<D: Dir> Recovery<D> {
         if len > u64::from(u32::MAX) {
             return Err(damaged(name, 0, "it is longer than any segment"));
         }
-        let mut bytes = vec![0; len as usize];
+        let len = len as usize;
+        let used = used(&file, len).map_err(read_error(&name))?;
+        let mut bytes = vec![0; len.min(used + SLACK)];
         file.read_at(&mut bytes, 0).map_err(read_error(&name))?;
         let cover = match format::open_segment(&bytes, number, &self.core.keys) {
             Ok(cover) => Arc::new(cover),
@@ -142,6 +165,8 @@ impl<D: Dir> Recovery<D> {
                     }
                     offset += frame.len;
                 }
+                // It may end with zeros of its own.
+                Err(_) if bytes.len() < len => bytes.resize(len, 0),
                 Err(_) if last && offset > first_frame && !format::frame_after(&bytes, number, offset) => {
                     tracing::warn!(
                         file = name,
