@@ -4,16 +4,17 @@
 //! One controller, so that what is seen is the member's own: on this machine the snapshots of three would be made at once
 //! by two processors. The state is of ConfigMaps, as large as one of 150,000 pods.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use proto::v1::{ConfigMap, Object, ObjectMeta, object};
 use rpc::v1::api_client::ApiClient;
 use rpc::v1::{ApplyItem, ApplyRequest};
-use tests::{Access, Cluster, can_run};
+use tests::{Access, Cluster, can_run, kernel};
 use tonic::transport::Channel;
 
 /// The state: so many ConfigMaps of so many bytes, 48 MiB.
@@ -22,7 +23,7 @@ const BYTES: usize = 20 << 10;
 /// Of one call.
 const BATCH: usize = 20;
 /// Snapshots that are waited for. One comes each 20,000 entries, and each write is an entry.
-const SNAPSHOTS: usize = 2;
+const SNAPSHOTS: usize = 1;
 /// How often it is looked whether one is being made; a shorter one is not seen.
 const LOOK: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -54,10 +55,13 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut api = ApiClient::new(access.channel(0)?);
+    let mut api = runtime.block_on(async { access.channel(0).map(ApiClient::new) })?;
     runtime.block_on(fill(&mut api))?;
 
-    let being_made = cluster.directory().join("controller-1/snapshots/.snapshot.tmp");
+    let arguments = kernel::command_line(cluster.process("controller-1").pid);
+    let data = arguments.iter().skip_while(|word| *word != "--data-dir").nth(1);
+    let data = Path::new(data.context("a controller is told where its data is")?);
+    let being_made = data.join("snapshots/.snapshot.tmp");
     ensure!(
         being_made.parent().is_some_and(|directory| directory.is_dir()),
         "{} is where snapshots are made",
