@@ -33,6 +33,9 @@ pub struct Node {
     pub events: Events,
     /// What the controller last said of the cluster; known from the ledger before it answers.
     pub cluster: watch::Receiver<Option<ClusterFacts>>,
+    /// Until when what must not run twice may run here, in milliseconds since the machine started: the last lease that a
+    /// controller granted. 0 before the first of this agent.
+    pub(crate) lease: watch::Receiver<u64>,
     /// The node's network, once its range is known and it was set up.
     pub(crate) network: watch::Receiver<Option<Arc<Network>>>,
 }

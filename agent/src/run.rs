@@ -149,6 +149,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         None => None,
     };
     let open = known.filter(|_| opened.is_some());
+    let (lease_sender, lease) = watch::channel(0);
     let (network_sender, network) = watch::channel(opened);
     let info = system_info(&layout, idmapped_mounts);
     tracing::info!(
@@ -170,6 +171,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         ledger,
         events: Events::new(&identity.name),
         cluster: cluster.clone(),
+        lease,
         network,
         settings: settings.clone(),
     });
@@ -196,6 +198,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         statuses: NodeStatuses::new(&node.name, settings, info),
         facts,
         peers,
+        lease: lease_sender,
         health: health.clone(),
     };
     let shown = Shown {

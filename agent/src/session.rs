@@ -4,6 +4,7 @@
 //! Nothing depends on a session lasting: what is desired is in the ledger before a pod's actor hears of it, and each new
 //! session begins with everything that is to be said.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,10 @@ const NODE_TELL: Duration = Duration::from_secs(300);
 /// How often all pods are reported though nothing changed, the first time after a quarter of it: a report that an earlier
 /// session left under way at a controller that was cut off may have come last.
 const PODS_TELL: Duration = Duration::from_secs(60);
+/// After a heartbeat that was not granted the next one comes after this part of the time between them.
+const REFUSED_PART: u64 = 4;
+/// Heartbeats without an answer of which the time is kept; a session without any ends long before.
+const SENT_MAX: usize = 256;
 /// Heartbeats as a controller may ask for them.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 
@@ -88,6 +93,8 @@ pub(crate) struct Session {
     pub(crate) statuses: NodeStatuses,
     pub(crate) facts: watch::Sender<Option<ClusterFacts>>,
     pub(crate) peers: watch::Sender<Vec<rpc::v1::Peer>>,
+    /// Until when what must not run twice may run here, in milliseconds since the machine started.
+    pub(crate) lease: watch::Sender<u64>,
     pub(crate) health: Arc<Health>,
 }
 
@@ -156,6 +163,7 @@ impl Session {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tells = interval_at(Instant::now() + PODS_TELL / 4, PODS_TELL);
         tells.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sent = Sent::new(welcome.lease_ms);
         let mut granted = Instant::now();
         let mut told_at = Instant::now();
         let mut sequence = 0;
@@ -168,11 +176,21 @@ impl Session {
             tokio::select! {
                 biased;
                 received = next(&mut inbound) => match received? {
-                    controller_message::Message::Heartbeat(reply) if reply.granted => {
-                        granted = Instant::now();
-                        self.health.granted();
+                    controller_message::Message::Heartbeat(reply) => {
+                        let until_ms = sent.answered(reply.sequence);
+                        if reply.granted {
+                            granted = Instant::now();
+                            self.health.granted();
+                            // What came before this is with the actors already.
+                            self.lease.send_if_modified(|lease| {
+                                let later = until_ms.filter(|until| until > lease);
+                                later.inspect(|until| *lease = *until).is_some()
+                            });
+                        } else {
+                            // Nobody leads just now, or the node is to be called ready first: both pass soon.
+                            beats.reset_after(Duration::from_millis(beat / REFUSED_PART));
+                        }
                     }
-                    controller_message::Message::Heartbeat(_) => {}
                     controller_message::Message::Desired(desired) => self.desired(desired).await?,
                     controller_message::Message::Open(open) => self.calls.open(channel.clone(), open),
                     controller_message::Message::Welcome(welcome) => self.welcome(&welcome).await?,
@@ -182,6 +200,7 @@ impl Session {
                     if beat_due {
                         beat_due = false;
                         sequence += 1;
+                        sent.note(sequence, sys::time::boottime_ms());
                         permit.send(message(agent_message::Message::Heartbeat(Heartbeat { sequence })));
                     } else if reports_due {
                         let pods = self.pods.take_reports();
@@ -279,6 +298,38 @@ impl Session {
     }
 }
 
+/// Heartbeats of one session that have no answer yet, with when they were sent: a lease counts from there, as the leader can
+/// only have heard it later.
+struct Sent {
+    lease_ms: u64,
+    /// By sequence; milliseconds since the machine started.
+    at: BTreeMap<u64, u64>,
+}
+
+impl Sent {
+    fn new(lease_ms: u32) -> Self {
+        Self {
+            lease_ms: lease_ms.into(),
+            at: BTreeMap::new(),
+        }
+    }
+
+    fn note(&mut self, sequence: u64, now_ms: u64) {
+        self.at.insert(sequence, now_ms);
+        if self.at.len() > SENT_MAX {
+            self.at.pop_first();
+        }
+    }
+
+    /// Until when the lease lasts that this heartbeat asked for; none for one that was never sent. Earlier ones are answered
+    /// with it.
+    fn answered(&mut self, sequence: u64) -> Option<u64> {
+        let sent = self.at.remove(&sequence);
+        self.at.retain(|other, _| *other > sequence);
+        sent.map(|at| at.saturating_add(self.lease_ms))
+    }
+}
+
 async fn next(
     inbound: &mut Streaming<ControllerMessage>,
 ) -> Result<controller_message::Message, SessionError> {
@@ -327,6 +378,23 @@ mod tests {
             assert_eq!(pause(failures, u32::MAX), PAUSE_MAX);
             assert!(pause(failures, 7) >= PAUSE_MAX / 2);
         }
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_sending_of_the_heartbeat_that_was_granted() {
+        let mut sent = Sent::new(6000);
+        for (sequence, at) in [(1, 100), (2, 2100), (3, 4100)] {
+            sent.note(sequence, at);
+        }
+        assert_eq!(sent.answered(2), Some(8100));
+        assert_eq!(sent.answered(2), None, "once");
+        assert_eq!(sent.answered(1), None, "it was answered with the second");
+        assert_eq!(sent.answered(4), None, "never sent");
+        for sequence in 5..1000 {
+            sent.note(sequence, sequence);
+        }
+        assert!(sent.at.len() <= SENT_MAX);
+        assert_eq!(sent.answered(999), Some(6999));
     }
 
     #[test]

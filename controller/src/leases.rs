@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rpc::v1::RenewLeasesRequest;
 use rpc::v1::relay_client::RelayClient;
+use state::State;
 use state::plan::{Lease, World};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -19,6 +20,10 @@ use crate::raft::Node;
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long a node counts as there after its last heartbeat.
 pub(crate) const LEASE: Duration = Duration::from_secs(6);
+const _: () = assert!(
+    LEASE.as_millis() as i64 / 4 + 2_500 <= state::plan::FENCE_MARGIN_MS,
+    "what must not run twice has ended when it is replaced"
+);
 /// A renewal that takes longer than until the next heartbeat is of no use to it, and neither is a leader that can't say
 /// within this time that it leads.
 const RENEW_TIMEOUT: Duration = HEARTBEAT;
@@ -88,9 +93,10 @@ impl Table {
                 Heard::At(_) if now < end => Lease::Live,
                 Heard::NotSince(_) if now < end => continue,
                 Heard::At(_) | Heard::NotSince(_) => {
-                    let ago = i64::try_from((now - end).as_millis()).unwrap_or(i64::MAX);
+                    let past_ms = i64::try_from((now - end).as_millis()).unwrap_or(i64::MAX);
                     Lease::Lost {
-                        since: now_ms.saturating_sub(ago),
+                        since: now_ms.saturating_sub(past_ms),
+                        past_ms,
                     }
                 }
             };
@@ -211,10 +217,29 @@ pub(crate) async fn forward(mut renewals: mpsc::Receiver<Renewal>, node: Node, l
         names.sort_unstable();
         names.dedup();
         let granted = renew_at_leader(&node, &leases, names).await;
+        let state = if granted { known_since(&node).await } else { None };
         for renewal in batch.drain(..) {
+            let granted = state.as_ref().is_some_and(|state| state.is_heard(&renewal.node));
             if renewal.answer.send(granted).is_err() {
                 tracing::trace!(node = renewal.node, "the session has ended meanwhile");
             }
+        }
+    }
+}
+
+/// What was committed before the leader renewed leases. A node that is called lost in it is granted nothing yet: what must
+/// not run twice may be on its way from there, and the node is called ready first. So is a node that was deleted. The session
+/// tells its agent what is in this state before it tells of the grant, as `stale` is never older.
+async fn known_since(node: &Node) -> Option<State> {
+    match tokio::time::timeout(RENEW_TIMEOUT, node.read()).await {
+        Ok(Ok(state)) => Some(state),
+        Ok(Err(cause)) => {
+            tracing::info!(%cause, "leases were renewed, but not what was decided before");
+            None
+        }
+        Err(_) => {
+            tracing::info!("leases were renewed, but what was decided before did not come in time");
+            None
         }
     }
 }
@@ -297,7 +322,10 @@ mod tests {
         leader.renew("n1");
         assert_eq!(leader.world(BOTH), [("n1".to_owned(), Lease::Live)].into());
         leader.advance(1);
-        let lost = Lease::Lost { since: NOW_MS };
+        let lost = Lease::Lost {
+            since: NOW_MS,
+            past_ms: 0,
+        };
         let expected = [("n1".to_owned(), Lease::Live), ("n2".to_owned(), lost)];
         assert_eq!(leader.world(BOTH), expected.into());
     }
@@ -310,7 +338,11 @@ mod tests {
         assert!(!leader.renew("n1"), "it was live before");
         assert_eq!(leader.table.next_end(leader.now), Some(leader.now + LEASE));
         leader.advance(6500);
-        assert_eq!(leader.world(BOTH)["n1"], Lease::Lost { since: NOW_MS - 500 });
+        let lost = Lease::Lost {
+            since: NOW_MS - 500,
+            past_ms: 500,
+        };
+        assert_eq!(leader.world(BOTH)["n1"], lost);
         assert_eq!(leader.world(&["n1"]).len(), 1);
         assert_eq!(leader.table.next_end(leader.now), None);
         assert!(leader.renew("n1"));
@@ -369,7 +401,10 @@ mod tests {
                 match lease {
                     None => prop_assert!(last.is_none() && now < began + LEASE),
                     Some(Lease::Live) => prop_assert!(last.is_some() && now < since + LEASE),
-                    Some(Lease::Lost { .. }) => prop_assert!(now >= since + LEASE),
+                    Some(Lease::Lost { past_ms, .. }) => {
+                        let past = Duration::from_millis(u64::try_from(past_ms).unwrap());
+                        prop_assert_eq!(since + LEASE + past, now);
+                    }
                 }
                 prop_assert_eq!(table.renew(vec!["n1".to_owned()], now), lease != Some(Lease::Live));
                 last = Some(now);

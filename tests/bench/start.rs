@@ -187,6 +187,7 @@ fn sandbox(top: &Path) -> SandboxSpec {
             resources: Default::default(),
         },
         sysctls: Default::default(),
+        fence: None,
     }
 }
 
@@ -269,5 +270,6 @@ fn container(home: &Path, image: &Path, top: &Path, id: &str) -> ContainerSpec {
             files_max: 5,
         }),
         stdin: false,
+        stop_signal: None,
     }
 }

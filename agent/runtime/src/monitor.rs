@@ -9,6 +9,7 @@ pub mod client;
 mod connection;
 mod container;
 mod exec;
+mod fence;
 pub mod frame;
 pub mod log;
 mod oom;
@@ -29,11 +30,13 @@ use sys::fd::SignalFd;
 
 pub use cleanup::{CleanupError, cleanup};
 pub use container::{NEEDS_COPY, SECCOMP_CACHE};
+pub use fence::FENCED;
 pub use server::MonitorError;
 
 use crate::cgroup::Layout;
 use crate::sandbox::Sandbox;
 use crate::spec::SandboxSpec;
+use fence::Fence;
 use server::{Server, step};
 
 /// The allocator's setting (mallopt(3) has none for it) in the environment of a monitor that is to be small: without
@@ -66,9 +69,11 @@ pub fn run(directory: &Path) -> Result<(), MonitorError> {
     let signals = SignalFd::new(&signals).map_err(step("watch signals"))?;
     sys::process::set_child_subreaper().map_err(step("become the parent of orphans"))?;
     let layout = Layout::detect()?;
+    let fence = spec.fence.map(Fence::new).transpose();
+    let fence = fence.map_err(step("make timers"))?;
     let sandbox = Sandbox::create(&spec, &layout)?;
     drop(spec);
-    match Server::new(directory, sandbox, signals) {
+    match Server::new(directory, sandbox, signals, fence) {
         Ok(server) => {
             // Who started us may have ended meanwhile; its successor finds the socket.
             drop(sys::fd::write(told.as_fd(), READY));

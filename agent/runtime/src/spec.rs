@@ -28,6 +28,17 @@ pub struct SandboxSpec {
     /// Sysctls of the pod's own network and IPC namespaces, by dotted name.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// Of a pod that must not run twice: it runs only as long as its monitor is told so again and again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<FenceSpec>,
+}
+
+/// How a pod that must not run twice ends when its monitor hears nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FenceSpec {
+    /// From asking containers to end until what is left is killed, in milliseconds.
+    pub grace_ms: u64,
 }
 
 /// Host ids `start..start + count` stand for ids `0..count` inside.
@@ -90,6 +101,9 @@ pub struct ContainerSpec {
     /// Keep standard input open (`stdin: true`, attach); else it reads end of file.
     #[serde(default)]
     pub stdin: bool,
+    /// The signal by which a monitor asks it to end by itself, when its pod has a fence; SIGTERM for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<i32>,
 }
 
 /// A container's root file system.

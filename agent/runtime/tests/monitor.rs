@@ -425,3 +425,76 @@ fn an_idle_monitor_is_small() {
     pod.wait_until("an idle monitor is small", || pod.monitor_private_kib() <= 1024);
     pod.shutdown();
 }
+
+/// Milliseconds since the machine started.
+fn now_ms() -> u64 {
+    sys::time::boottime_ms()
+}
+
+#[test]
+fn a_fenced_container_starts_only_when_it_may_and_is_asked_to_end_when_nobody_moves_the_end_on() {
+    let pod = Pod::fenced("fence", 60_000);
+    let mut client = pod.client();
+    let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    match client.start(pod.container("a", script)) {
+        Err(ClientError::Failed { reason, .. }) => assert_eq!(reason, "Fenced"),
+        other => panic!("{other:?}"),
+    }
+    assert!(client.state(None, Duration::ZERO).unwrap().containers.is_empty());
+    client.renew(now_ms() + 5000).unwrap();
+    client.start(pod.container("a", script)).unwrap();
+    pod.wait_until("ready", || {
+        pod.client().renew(now_ms() + 2000).unwrap();
+        fs::read_to_string(pod.log("a")).is_ok_and(|log| log.contains("ready"))
+    });
+    let exit = pod.wait_exit("a");
+    assert_eq!((exit.code, exit.fenced), (3, true), "{}", pod.monitor_log());
+    client.remove("a").unwrap();
+    client.renew(now_ms() + 60_000).unwrap();
+    client.start(pod.container("b", "exit 4")).unwrap();
+    let exit = pod.wait_exit("b");
+    assert_eq!((exit.code, exit.fenced), (4, false));
+    pod.shutdown();
+}
+
+#[test]
+fn what_was_told_to_end_is_killed_whatever_is_said_later() {
+    let pod = Pod::fenced("late", 1500);
+    let mut client = pod.client();
+    client.renew(now_ms() + 5000).unwrap();
+    client
+        .start(pod.container("a", "trap '' TERM; while :; do sleep 0.05; done"))
+        .unwrap();
+    pod.wait_until("the end of its time", || {
+        pod.monitor_log()
+            .contains("no controller has confirmed the node in time")
+    });
+    client.renew(now_ms() + 60_000).unwrap();
+    let exit = pod.wait_exit("a");
+    assert_eq!((exit.signal, exit.fenced), (Some(9), true));
+    client.start(pod.container("b", "sleep 1000")).unwrap();
+    pod.shutdown();
+}
+
+#[test]
+fn a_monitor_that_was_stopped_takes_its_fenced_containers_along() {
+    let pod = Pod::fenced("stopped", 0);
+    let mut client = pod.client();
+    client.renew(now_ms() + 5000).unwrap();
+    client
+        .start(pod.container("a", "sleep 9753 & sleep 9754; true"))
+        .unwrap();
+    sys::process::kill(i32::try_from(pod.monitor_pid()).unwrap(), 19).unwrap();
+    pod.wait_until("its processes are gone", || !pod.finds_process("975"));
+    assert_eq!(pod.monitor_exit(), None, "the kernel killed it");
+}
+
+#[test]
+fn a_pod_without_a_fence_has_no_end_to_move_on() {
+    let pod = Pod::start("free");
+    match pod.client().renew(now_ms() + 1000) {
+        Err(ClientError::Failed { reason, .. }) => assert_eq!(reason, "NotFenced"),
+        other => panic!("{other:?}"),
+    }
+    pod.shutdown();
+}

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Desired;
 use super::backoff::Backoff;
+use super::fence::Keeper;
 use super::files::Paths;
 use super::image::{Fetched, ImageFailure};
 use super::monitor::{Client, MonitorError};
@@ -55,6 +56,8 @@ pub(super) enum Monitor {
     Up {
         state: PodState,
         states: watch::Receiver<Heard>,
+        /// Of a pod that must not run twice.
+        keeper: Option<Keeper>,
         _watcher: AbortOnDropHandle<()>,
     },
     Dead,
@@ -285,13 +288,7 @@ impl Actor {
         let pod = self.pod.clone();
         let pod_spec = pod.as_ref().and_then(|pod| pod.spec.as_ref()).unwrap_or(&default);
         let meta = pod.as_ref().and_then(|pod| pod.metadata.as_ref());
-        let own = i64::from(
-            pod_spec
-                .termination_grace_period_seconds
-                .unwrap_or(model::default::GRACE_SECONDS),
-        )
-        .max(0)
-            * 1_000;
+        let own = spec::grace_ms(pod_spec);
         let removed = self.desired.borrow().pod.is_none();
         let grace = match meta.filter(|meta| meta.deletion_timestamp.is_some()) {
             _ if removed => Some(own.min(REMOVED_GRACE_MS)),
@@ -431,9 +428,22 @@ impl Actor {
                 }
             }
         });
+        let fenced = self
+            .sandbox
+            .as_ref()
+            .is_some_and(|sandbox| sandbox.fence.is_some());
+        let keeper = fenced.then(|| {
+            Keeper::start(
+                self.paths.monitor.clone(),
+                self.node.lease.clone(),
+                self.desired.clone(),
+                Arc::clone(&self.view.wake),
+            )
+        });
         self.monitor = Monitor::Up {
             state,
             states,
+            keeper,
             _watcher: AbortOnDropHandle::new(watcher),
         };
         Ok(())
@@ -553,6 +563,12 @@ impl Actor {
             files: self.files,
             retry_at: self.backoff.waits_until(now_ms),
             tend_at: self.tend_at,
+            may_start: match &self.monitor {
+                Monitor::Up {
+                    keeper: Some(keeper), ..
+                } => keeper.may_start(),
+                _ => true,
+            },
             strays: self.strays(&containers),
             containers: containers
                 .iter()

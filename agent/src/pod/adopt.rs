@@ -12,6 +12,7 @@ use runtime::monitor::protocol::ContainerState;
 use runtime::spec::{CgroupSpec, ContainerSpec, PidShare, SandboxSpec, Share};
 
 use super::actor::{Actor, Live, Monitor, Probes, Trouble};
+use super::fence;
 use super::image::{self, Fetched};
 use super::monitor;
 use super::plan::{self, Image, Observed, Restart, State, Stopping, Stray, Wanted};
@@ -68,6 +69,19 @@ impl Actor {
         let sandbox = read_json(&path).unwrap_or_else(|| self.remains());
         self.set_sandbox(sandbox);
         if self.connect().await.is_ok() {
+            let asked = self.pod.as_ref().is_some_and(|pod| fence::is_asked(pod));
+            if asked
+                && self
+                    .sandbox
+                    .as_ref()
+                    .is_some_and(|sandbox| sandbox.fence.is_none())
+            {
+                tracing::info!(
+                    uid = self.uid,
+                    "ending a monitor that knows nothing of the pod's fence"
+                );
+                return self.shutdown().await;
+            }
             self.volumes = true;
             self.adopt_runs();
             return Ok(());
@@ -99,6 +113,7 @@ impl Actor {
                 resources: Default::default(),
             },
             sysctls: Default::default(),
+            fence: None,
         }
     }
 
@@ -283,9 +298,9 @@ impl Actor {
 
     /// The grace of a container that is to end while its pod goes on.
     fn must_stop(&self, container: &Container, run: &record::Run, live: Option<&Live>) -> Option<i64> {
-        let spec = self.pod.as_ref().and_then(|pod| pod.spec.as_ref());
-        let seconds = spec.and_then(|spec| spec.termination_grace_period_seconds);
-        let own = i64::from(seconds.unwrap_or(model::default::GRACE_SECONDS)).max(0) * 1_000;
+        let default = Default::default();
+        let pod_spec = self.pod.as_ref().and_then(|pod| pod.spec.as_ref());
+        let own = super::spec::grace_ms(pod_spec.unwrap_or(&default));
         if run.image != container.image {
             return Some(own);
         }
@@ -310,7 +325,7 @@ impl Actor {
             .zip(&observed.containers)
             .map(|((_, container), seen)| Fact {
                 init: seen.init,
-                live: self.live_state(container, seen, wanted, finished, initialized),
+                live: self.live_state(container, seen, wanted, finished, initialized, observed.may_start),
                 image_id: self.image_id(&container.name),
             })
             .collect();
@@ -353,6 +368,7 @@ impl Actor {
         wanted: &Wanted,
         finished: bool,
         initialized: bool,
+        may_start: bool,
     ) -> status::Live {
         let default = ContainerRecord::default();
         let record = self.record.containers.get(&container.name).unwrap_or(&default);
@@ -386,6 +402,9 @@ impl Actor {
         }
         if !seen.init && !initialized {
             return waits("PodInitializing", self.trouble_text(), None);
+        }
+        if !may_start {
+            return waits(fence::FENCED, fence::WAITS.to_owned(), None);
         }
         if matches!(seen.state, State::Finished { .. }) && record.backoff.delay_ms > 0 {
             let message = back_off(record.backoff.delay_ms, record.backoff.retry_at_ms);

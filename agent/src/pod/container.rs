@@ -13,6 +13,7 @@ use runtime::spec::{ContainerSpec, LogSpec, Rootfs};
 use runtime::{capability, defaults};
 
 use super::env::{self, EnvError, Sources};
+use super::fence;
 use super::files::{self, FileError, Owner, Paths};
 use super::record;
 use super::resources::{self, ResourceError};
@@ -178,6 +179,7 @@ impl Build<'_> {
         self.rights(&mut config, pod_spec, &id)?;
         label(&mut config, labels);
         config.set_mounts(Some(merge(config.mounts().clone().unwrap_or_default(), mounts)));
+        let stop_signal = stop_signal(self.image.config.stop_signal.as_deref());
         let spec = ContainerSpec {
             id: id.clone(),
             config,
@@ -192,13 +194,14 @@ impl Build<'_> {
                 files_max: LOG_FILES_MAX,
             }),
             stdin: false,
+            stop_signal: fence::is_asked(self.pod).then_some(stop_signal),
         };
         let path = self.paths.spec(&id);
         fs::write(&path, serde_json::to_vec(&spec)?).map_err(files::failed("write", &path))?;
         Ok(Built {
             spec,
             held,
-            stop_signal: stop_signal(self.image.config.stop_signal.as_deref()),
+            stop_signal,
             skipped: environment.skipped,
         })
     }

@@ -236,7 +236,7 @@ impl Actor {
         }
     }
 
-    async fn shutdown(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn shutdown(&mut self) -> Result<(), Trouble> {
         let failed = "failed to end the pod's sandbox";
         let mut client = self
             .client()

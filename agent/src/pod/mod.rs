@@ -16,6 +16,7 @@ mod container;
 mod env;
 mod evict;
 mod execute;
+mod fence;
 mod files;
 mod image;
 mod isolation;

@@ -181,6 +181,11 @@ impl Client {
         self.done(&Request::Remove { id: id.to_owned() }).await
     }
 
+    /// Containers of a pod with a fence may run until then, in milliseconds since the machine started.
+    pub async fn renew(&mut self, until_ms: u64) -> Result<(), MonitorError> {
+        self.done(&Request::Renew { until_ms }).await
+    }
+
     /// Ends the monitor and all that it has.
     pub async fn shutdown(&mut self) -> Result<(), MonitorError> {
         self.done(&Request::Shutdown).await
@@ -428,6 +433,7 @@ mod tests {
                 resources: Default::default(),
             },
             sysctls: Default::default(),
+            fence: None,
         };
         let starting = start(Path::new("/bin/false"), temp.path(), temp.path(), &spec).unwrap();
         let error = starting.ready().await.unwrap_err();

@@ -59,6 +59,8 @@ pub(super) struct Observed {
     pub(super) retry_at: Option<Millis>,
     /// A step for one container or stray failed: none of these before.
     pub(super) tend_at: Option<Millis>,
+    /// The pod may run twice, or its monitor has been told that it may run now.
+    pub(super) may_start: bool,
     /// Runs in the monitor that belong to no container as it is known.
     pub(super) strays: Vec<Stray>,
     /// Init containers in their order, then the others.
@@ -407,7 +409,10 @@ fn bring_up(wanted: &Wanted, observed: &Observed, now: Millis, mut wait: Wait) -
             };
             match retry_at {
                 Some(at) if at > now => wait.until(at),
-                _ if container.image == Image::Here => return Next::Do(Step::Start(index)),
+                // Who waits for the monitor to be told is woken then.
+                _ if container.image == Image::Here && observed.may_start => {
+                    return Next::Do(Step::Start(index));
+                }
                 _ => {}
             }
         }

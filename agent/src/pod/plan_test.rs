@@ -21,6 +21,7 @@ fn pod(init: usize, main: usize) -> Observed {
         files: false,
         retry_at: None,
         tend_at: None,
+        may_start: true,
         strays: Vec::new(),
         containers: containers.collect(),
     }
@@ -520,4 +521,22 @@ proptest! {
         }
         prop_assert!(false, "the pod never goes: {observed:?}");
     }
+}
+
+#[test]
+fn what_must_not_run_twice_is_made_ready_and_waits_for_its_monitor_to_be_told() {
+    let mut observed = pod(1, 1);
+    observed.may_start = false;
+    let (steps, next) = settle(&RUN, &mut observed, 0);
+    assert!(
+        !steps.iter().any(|step| matches!(step, Step::Start(_))),
+        "{steps:?}"
+    );
+    assert_eq!(next, Next::Wait(None));
+    observed.sandbox = Sandbox::Up;
+    let (steps, next) = settle(&RUN, &mut observed, 0);
+    assert_eq!((steps, next), (vec![Step::AttachNetwork], Next::Wait(None)));
+    observed.may_start = true;
+    let (steps, _) = settle(&RUN, &mut observed, 0);
+    assert_eq!(steps, [Step::Start(0)]);
 }

@@ -49,6 +49,7 @@ struct Ground {
     temp: tempfile::TempDir,
     _cluster: watch::Sender<Option<ClusterFacts>>,
     _network: watch::Sender<Option<Arc<Network>>>,
+    lease: watch::Sender<u64>,
 }
 
 fn sh(words: &str) {
@@ -136,6 +137,7 @@ impl Ground {
         ledger.put_facts(&facts).unwrap();
         let (cluster_sender, cluster) = watch::channel(Some(facts));
         let (network_sender, network) = watch::channel(Some(network));
+        let (lease_sender, lease) = watch::channel(0);
         let node = Node {
             name: "n1".into(),
             layout: runtime::cgroup::Layout::detect().unwrap(),
@@ -147,6 +149,7 @@ impl Ground {
             ledger,
             events: crate::events::Events::new("n1"),
             cluster,
+            lease,
             network,
             settings,
         };
@@ -156,6 +159,7 @@ impl Ground {
             temp,
             _cluster: cluster_sender,
             _network: network_sender,
+            lease: lease_sender,
         }
     }
 
@@ -558,6 +562,36 @@ fn a_pod_that_nobody_wants_any_more_is_ended_by_the_next_agent() {
         let mut report = handle.report();
         let gone = tokio::time::timeout(PATIENCE, report.wait_for(|report| report.gone));
         gone.await.unwrap().unwrap();
+        ground.end();
+    });
+}
+
+#[test]
+fn what_must_not_run_twice_runs_only_while_its_node_is_confirmed() {
+    in_own_network("fenced", |program| async move {
+        let ground = Ground::new(program).await;
+        let mut pod = pod("sleep 1000");
+        let asked = (model::at_most_once::ANNOTATION, model::at_most_once::ASKED);
+        let annotations = &mut pod.metadata.as_mut().unwrap().annotations;
+        annotations.insert(asked.0.to_owned(), asked.1.to_owned());
+        let (sender, handle) = ground.start(&pod);
+        let reason = |status: &PodStatus| {
+            let state = status.container_statuses[0].state.clone().unwrap_or_default();
+            state.waiting.map(|waiting| waiting.reason)
+        };
+        until(&handle, "waits", |status| {
+            reason(status).as_deref() == Some("Fenced")
+        })
+        .await;
+        ground.lease.send_replace(sys::time::boottime_ms() + 3000);
+        until(&handle, "ready", is_ready).await;
+        // Nobody moves it on.
+        let ended = until(&handle, "ended", |status| {
+            status.container_statuses[0].last_state.is_some() && !is_ready(status)
+        });
+        let last = ended.await.container_statuses[0].last_state.clone().unwrap();
+        assert_eq!(last.terminated.unwrap().reason, "Fenced");
+        delete(&sender, handle).await;
         ground.end();
     });
 }

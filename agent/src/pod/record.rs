@@ -6,6 +6,7 @@ use runtime::monitor::protocol::OomKill;
 use serde::{Deserialize, Serialize};
 
 use super::backoff::Backoff;
+use super::fence;
 
 /// Ends kept of each container: the last one and the one before, as status shows them.
 const ENDS_MAX: usize = 2;
@@ -98,7 +99,7 @@ pub(super) struct End {
     pub(super) number: u32,
     pub(super) code: i32,
     pub(super) signal: Option<i32>,
-    /// Completed, Error, OOMKilled, StartError, ContainerStatusUnknown.
+    /// Completed, Error, OOMKilled, StartError, ContainerStatusUnknown, Fenced.
     pub(super) reason: String,
     pub(super) message: String,
     pub(super) started_ms: i64,
@@ -128,7 +129,8 @@ impl ContainerRecord {
         let stop = self.current.take().and_then(|run| run.stop);
         self.next = self.next.max(end.number.saturating_add(1));
         self.in_sandbox = true;
-        if stop.is_some_and(|stop| stop.replaced) {
+        // Not a fault of its own.
+        if stop.is_some_and(|stop| stop.replaced) || end.reason == fence::FENCED {
             self.backoff.reset();
         } else {
             self.backoff
@@ -207,6 +209,20 @@ mod tests {
             ..ContainerRecord::default()
         };
         record.end(end(0, 5), 100);
+        assert_eq!(record.backoff, Backoff::default());
+    }
+
+    #[test]
+    fn a_run_that_the_fence_ended_is_no_fault() {
+        let mut record = ContainerRecord::default();
+        record.end(end(0, 5), 100);
+        record.end(
+            End {
+                reason: fence::FENCED.to_owned(),
+                ..end(1, 5)
+            },
+            200,
+        );
         assert_eq!(record.backoff, Backoff::default());
     }
 

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::actor::{Actor, Monitor, Trouble, now};
 use super::container::{self, Build, BuildError, Built};
 use super::execute::{blocking, trouble};
+use super::fence;
 use super::files;
 use super::image::{self, Fetched, Look};
 use super::monitor::MonitorError;
@@ -22,6 +23,8 @@ use crate::image::Image;
 const MESSAGE_BYTES_MAX: u64 = 4_096;
 /// Exit code of a program that could not be started; Kubernetes' own.
 const START_ERROR: i32 = 128;
+/// Exit code of one that ended well when its node was not confirmed in time: as by SIGTERM.
+const FENCED_WELL: i32 = 128 + libc::SIGTERM;
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN: i32 = 137;
 
@@ -240,6 +243,12 @@ impl Actor {
             live.shifted = true;
             return self.remove_run(&id).await;
         }
+        if reason == fence::FENCED {
+            // Its time was over meanwhile, or the others of the pod still end. No fault of the container.
+            live.make.failed(now());
+            live.unmade = Some((reason.to_owned(), fence::WAITS.to_owned()));
+            return self.remove_run(&id).await;
+        }
         if reason != "StartError" {
             let reason = match reason {
                 "RunContainerError" => "RunContainerError",
@@ -427,6 +436,10 @@ impl Actor {
             return;
         };
         let policy = self.pod.as_ref().and_then(|pod| pod.spec.as_ref());
+        if record.last().is_some_and(|end| end.reason == fence::FENCED) {
+            let message = format!("Container {}: {}", container.name, fence::ENDED);
+            self.event("Warning", fence::FENCED, message);
+        }
         let never = policy.is_some_and(|spec| spec.restart_policy == "Never");
         let failed = record.last().is_some_and(|end| end.code != 0);
         if failed && !never && self.record.ends_since().is_none() && record.backoff.delay_ms > 0 {
@@ -497,15 +510,22 @@ fn live_reset((live, always): (&mut super::actor::Live, bool)) {
 fn ended(run: &Run, exit: &Exit, words: Option<String>) -> End {
     let oom = exit.oom.clone().filter(|_| exit.code != 0);
     let reason = match (&oom, exit.code) {
+        _ if exit.fenced => fence::FENCED,
         (Some(_), _) => "OOMKilled",
         (None, 0) => "Completed",
         (None, _) => "Error",
+    };
+    let words = exit.fenced.then(|| fence::ENDED.to_owned()).or(words);
+    // Ended before its time, it has not done its work, whatever it says.
+    let code = match exit.code {
+        0 if exit.fenced => FENCED_WELL,
+        code => code,
     };
     // A good end needs no words but its own.
     let line = Some(exit.last_line.clone()).filter(|line| exit.code != 0 && !line.is_empty());
     End {
         number: run.number,
-        code: exit.code,
+        code,
         signal: exit.signal,
         reason: reason.to_owned(),
         message: words.or(line).unwrap_or_default(),
@@ -541,6 +561,7 @@ mod tests {
             memory_peak: Some(1),
             last_line: "the disk is on fire".into(),
             stderr_tail: "all of it".into(),
+            fenced: false,
         }
     }
 
@@ -566,6 +587,21 @@ mod tests {
         };
         assert_eq!(ended(&Run::default(), &with(137), None).reason, "OOMKilled");
         assert_eq!(ended(&Run::default(), &with(0), None).reason, "Completed");
+    }
+
+    #[test]
+    fn what_the_fence_ended_has_failed_whatever_it_says() {
+        for (code, shown) in [(0, 143), (3, 3), (137, 137)] {
+            let fenced = Exit {
+                fenced: true,
+                ..exit(code)
+            };
+            let end = ended(&Run::default(), &fenced, Some("own".into()));
+            assert_eq!(
+                (end.code, &*end.reason, &*end.message),
+                (shown, "Fenced", fence::ENDED)
+            );
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use proto::v1::{Pod, PodSpec};
-use runtime::spec::{CgroupSpec, PidShare, SandboxSpec, Share};
+use runtime::spec::{CgroupSpec, FenceSpec, PidShare, SandboxSpec, Share};
 
+use super::fence;
 use super::plan::Restart;
 use super::resources::{self, ResourceError};
 use crate::ledger::{Slot, Want};
@@ -42,6 +43,12 @@ pub(super) fn restart(spec: &PodSpec) -> Restart {
         "OnFailure" => Restart::OnFailure,
         _ => Restart::Always,
     }
+}
+
+/// The time that the pod's containers have from being asked to end until they are killed, when nobody says otherwise.
+pub(super) fn grace_ms(spec: &PodSpec) -> i64 {
+    let seconds = spec.termination_grace_period_seconds;
+    i64::from(seconds.unwrap_or(model::default::GRACE_SECONDS)).max(0) * 1_000
 }
 
 /// The name that the pod's containers see as theirs.
@@ -92,6 +99,9 @@ pub(super) fn sandbox(
         sysctls: sysctls
             .map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone()))
             .collect(),
+        fence: fence::is_asked(pod).then(|| FenceSpec {
+            grace_ms: grace_ms(&spec).unsigned_abs(),
+        }),
     })
 }
 

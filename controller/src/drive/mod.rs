@@ -22,6 +22,7 @@ use crate::leases::Leases;
 use crate::metrics::Gauges;
 use crate::raft::{Node, ProposeError};
 use crate::security::new_uuid;
+use crate::session::node_key;
 
 /// Some steps wait for a time, so the plan is asked at least this often.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +70,7 @@ impl Drive {
             let ended = tokio::select! {
                 biased;
                 ended = deposed.wait_for(|now| !now.is_me || now.term != term) => ended.is_err(),
-                () = self.lead() => true,
+                () = self.lead(term) => true,
             };
             self.leases.end();
             self.gauges.follow();
@@ -79,7 +80,7 @@ impl Drive {
         }
     }
 
-    async fn lead(&self) {
+    async fn lead(&self, term: u64) {
         // A new leader first has to have applied all that was committed before it.
         while let Err(cause) = self.node.read().await {
             tracing::info!(%cause, "the new leader waits for most of the members");
@@ -90,7 +91,7 @@ impl Drive {
         loop {
             let began = Instant::now();
             let state = applied.borrow_and_update().state.clone();
-            let pass = self.pass(&state).await;
+            let pass = self.pass(&state, term).await;
             if pass.proposed > 0 {
                 tracing::debug!(revision = state.revision(), ?pass, "a pass of the leader's loop");
             }
@@ -124,17 +125,17 @@ impl Drive {
         }
     }
 
-    async fn pass(&self, state: &State) -> Pass {
+    async fn pass(&self, state: &State, term: u64) -> Pass {
         let mut pass = Pass::default();
-        let names = state
-            .nodes()
-            .filter_map(|node| Some(node.metadata.as_ref()?.name.as_str()));
-        let world = self.leases.world(names, clock::now_ms());
-        let lost = world
+        let world = self.leases.world(plan::nodes(state), clock::now_ms());
+        let lost = |(name, lease): &(&String, &Lease)| {
+            matches!(lease, Lease::Lost { .. }) && state.contains(&node_key(name))
+        };
+        let lost = world.leases.iter().filter(lost).count();
+        let misses = world
             .leases
             .values()
-            .filter(|lease| matches!(lease, Lease::Lost { .. }))
-            .count();
+            .any(|lease| matches!(lease, Lease::Lost { .. }));
         let planned = {
             let state = state.clone();
             decide(&mut pass, move || plan::commands(&state, clock::now_ms(), &world)).await
@@ -143,6 +144,11 @@ impl Drive {
         if let Some(commands) = planned
             && !commands.is_empty()
         {
+            // Whose state has what a later leader committed does not decide by its own leases any more.
+            if misses && !self.node.leads_in(term).await {
+                pass.refused += 1;
+                return pass;
+            }
             self.propose(&state, commands, &mut pass).await;
             if pass.unknown {
                 return pass;

@@ -420,7 +420,10 @@ mod tests {
         }
         leader.deploy(3);
         leader.run();
-        let lost = Lease::Lost { since: leader.now };
+        let lost = Lease::Lost {
+            since: leader.now,
+            past_ms: 0,
+        };
         leader.world.leases.insert("n1".to_owned(), lost);
         let told = leader.run();
         assert_eq!(reasons(&told, "Node"), ["NodeNotReady"]);

@@ -25,7 +25,7 @@ use super::machine::{Applied, Changed, Published, StateMachine};
 use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
-use super::types::{Member, MemberId, Proposal, Types};
+use super::types::{LogId, Member, MemberId, Proposal, Types};
 use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
@@ -409,8 +409,15 @@ impl<D: Dir> Node<D> {
 
     /// The index that a read begun now has to wait for, if this member leads.
     pub(super) async fn read_index_here(&self) -> Result<At<u64>, Refusal> {
+        Ok(match self.read_id_here().await? {
+            At::Leader(id) => At::Leader(id.index),
+            At::Other(leader) => At::Other(leader),
+        })
+    }
+
+    async fn read_id_here(&self) -> Result<At<LogId>, Refusal> {
         match within(self.raft().get_read_linearizer(ReadPolicy::ReadIndex)).await? {
-            Ok(linearizer) => Ok(At::Leader(linearizer.read_log_id().index())),
+            Ok(linearizer) => Ok(At::Leader(*linearizer.read_log_id().log_id())),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Ok(At::Other(forward.leader_id))
             }
@@ -424,6 +431,12 @@ impl<D: Dir> Node<D> {
     /// Whether this member leads, as most of them confirm now: one that is cut off does not know that another one does.
     pub(crate) async fn leads(&self) -> bool {
         matches!(self.read_index_here().await, Ok(At::Leader(_)))
+    }
+
+    /// Likewise, and in this term: what it has seen committed is of no later one.
+    pub(crate) async fn leads_in(&self, term: u64) -> bool {
+        // What a read waits for is of the leader's own term: at least the entry that it began with.
+        matches!(self.read_id_here().await, Ok(At::Leader(id)) if id.leader_id.term == term)
     }
 }
 

@@ -209,6 +209,12 @@ impl<D: Dir> JoinService<D> {
                 request.name
             )));
         }
+        if let Some(pod) = state.may_still_run_on(&request.name) {
+            return Err(Status::failed_precondition(format!(
+                "node {} was deleted, and its pod {}/{}, which must not run twice, may still run there: join again in a minute",
+                request.name, pod.namespace, pod.name
+            )));
+        }
         let subject = Subject::Node {
             name: request.name.clone(),
         };

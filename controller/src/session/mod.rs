@@ -116,7 +116,7 @@ fn node_name<T>(request: &Request<T>) -> Result<String, Status> {
     }
 }
 
-fn node_key(name: &str) -> Key {
+pub(crate) fn node_key(name: &str) -> Key {
     Key {
         kind: model::Kind::Node.as_str().to_owned(),
         namespace: String::new(),

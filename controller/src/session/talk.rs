@@ -89,6 +89,9 @@ struct Talk {
     /// The heartbeat that is on its way to the leader, and the newest that came meanwhile.
     renewal: Option<(u64, oneshot::Receiver<bool>)>,
     waiting: Option<u64>,
+    /// A heartbeat that was granted, and whether what the state wants was compared since: the agent hears of it once it knows
+    /// all that was decided before.
+    granted: Option<(u64, bool)>,
     granted_at: Instant,
     heard_at: Instant,
     sent_at: Instant,
@@ -133,6 +136,7 @@ async fn begin(
         opens: VecDeque::new(),
         renewal: None,
         waiting: None,
+        granted: None,
         granted_at: now,
         heard_at: now,
         sent_at: now,
@@ -174,6 +178,7 @@ fn welcome(desk: &Desk, state: &State, object: &NodeObject) -> Welcome {
 impl Talk {
     async fn run(&mut self, outbox: &Outbox) -> Result<(), Status> {
         loop {
+            self.tell_granted();
             let ready = self.has_next();
             if !ready {
                 self.sent_at = Instant::now();
@@ -227,6 +232,27 @@ impl Talk {
                 () = tokio::time::sleep_until(self.heard_at + SILENT_MAX) => {
                     return Err(Status::deadline_exceeded("the agent is silent"));
                 }
+            }
+        }
+    }
+
+    fn reply(&mut self, sequence: u64, granted: bool) {
+        let reply = HeartbeatReply { sequence, granted };
+        self.replies.push_back(Down::Heartbeat(reply));
+    }
+
+    /// A grant goes behind what was decided before it: by a grant an agent starts what must not run twice, and a pod that was
+    /// replaced meanwhile must not be among that.
+    fn tell_granted(&mut self) {
+        while let Some((sequence, compared)) = self.granted
+            && self.parts.is_empty()
+        {
+            if compared {
+                self.granted = None;
+                self.reply(sequence, true);
+            } else {
+                self.granted = Some((sequence, true));
+                self.compare(false);
             }
         }
     }
@@ -299,8 +325,12 @@ impl Talk {
     /// The leader has answered; the heartbeats that came meanwhile go together.
     fn renewed(&mut self, granted: bool) -> Result<(), Status> {
         if let Some((sequence, _)) = self.renewal.take() {
-            self.replies
-                .push_back(Down::Heartbeat(HeartbeatReply { sequence, granted }));
+            match self.granted {
+                // One that is about to be told is not made to wait behind what has changed since.
+                Some((_, true)) if granted => {}
+                _ if granted => self.granted = Some((sequence, false)),
+                _ => self.reply(sequence, false),
+            }
         }
         if granted {
             self.granted_at = Instant::now();

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::fence::{Clock, deployment_of};
 use super::member::{World, caller};
 use super::network::{AGENTS, Host, Port};
 use crate::security::identity::Identity;
@@ -30,6 +31,10 @@ const SILENT_MAX: Duration = Duration::from_secs(7);
 /// After so many heartbeats it reports all of its pods, as an agent does, though not so often: a report that an earlier session
 /// left under way at a member that was cut off may come last (seed 58 showed it).
 const REPORT_ALL: u64 = 8;
+/// Longest that a pod goes on that is no longer to be here.
+const REMOVED_MAX: Duration = Duration::from_secs(2);
+/// When a pod that must not run twice is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 const QUEUE: usize = 64;
 
@@ -47,6 +52,8 @@ enum Phase {
 struct Held {
     version: String,
     phase: Phase,
+    /// Of a pod that must not run twice: its Deployment.
+    fenced: Option<String>,
 }
 
 /// What a node's disk keeps.
@@ -61,15 +68,20 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) host: Host,
     ledger: Arc<Mutex<Ledger>>,
+    clock: Clock,
     agent: Option<JoinHandle<()>>,
 }
 
 impl Node {
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, random: &mut Random) -> Self {
         Self {
             name: format!("n{number}"),
             host: AGENTS + number,
             ledger: Arc::default(),
+            // As wrong as a kernel lets it be (adjtimex(2)).
+            clock: Clock {
+                per_mille: 900 + random.below(201) as u32,
+            },
             agent: None,
         }
     }
@@ -81,6 +93,7 @@ impl Node {
             host: self.host,
             life: world.network.begin(self.host),
             ledger: self.ledger.clone(),
+            clock: self.clock,
             random: Random::new(random.next()),
         };
         self.agent = Some(world.network.spawn(self.host, agent.run()));
@@ -92,6 +105,12 @@ impl Node {
             world.network.end(self.host, silent);
             agent.abort();
         }
+    }
+
+    /// Its machine goes down, and comes up again with what the ledger keeps.
+    pub(super) fn reboot(&mut self, world: &World) {
+        self.kill(world, true);
+        world.monitors.reboot(&self.name);
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -111,6 +130,7 @@ struct Agent {
     host: Host,
     life: u64,
     ledger: Arc<Mutex<Ledger>>,
+    clock: Clock,
     random: Random,
 }
 
@@ -167,7 +187,10 @@ impl Agent {
                         Some(Down::Heartbeat(reply)) => {
                             heard = Instant::now();
                             let at = sent.remove(&reply.sequence).filter(|_| reply.granted);
-                            at.into_iter().for_each(|at| self.world.history.granted(&self.name, at));
+                            if let Some(at) = at {
+                                self.world.history.granted(&self.name, at);
+                                self.renew(at);
+                            }
                         }
                         Some(Down::Welcome(_)) => heard = Instant::now(),
                         Some(Down::Open(_)) | None => {}
@@ -214,11 +237,22 @@ impl Agent {
         }
     }
 
+    /// Tells the monitors of the pods that are to be here.
+    fn renew(&self, sent: Instant) {
+        for (uid, held) in &self.ledger().pods {
+            if let Some(deployment) = &held.fenced {
+                let (monitors, name) = (&self.world.monitors, &self.name);
+                monitors.renew(name, uid, deployment, self.clock, sent);
+            }
+        }
+    }
+
     /// Takes what the controllers want of this node.
     fn take(&mut self, desired: Desired) {
         let (starts, stops) = (self.random.millis(50, 1500), self.random.millis(20, 800));
         let now = Instant::now();
         let mut ledger = self.ledger.lock().expect("no holder panics");
+        let before: Vec<String> = ledger.pods.keys().cloned().collect();
         if desired.revision < ledger.revision {
             self.world.history.violated(format!(
                 "{} knows revision {} and is told {}",
@@ -231,6 +265,10 @@ impl Agent {
         }
         for uid in &desired.removed {
             ledger.pods.remove(uid);
+        }
+        // What is to go without a word is killed soon.
+        for uid in before.iter().filter(|uid| !ledger.pods.contains_key(*uid)) {
+            self.world.monitors.stop(&self.name, uid, now + REMOVED_MAX);
         }
         for pod in desired.pods {
             let (uid, version, ends) = facts(&pod);
@@ -246,7 +284,9 @@ impl Agent {
             let held = ledger.pods.entry(uid).or_insert(Held {
                 version: String::new(),
                 phase: Phase::Starting(now + starts),
+                fenced: None,
             });
+            held.fenced = deployment_of(&pod);
             held.version = version;
             if ends && matches!(held.phase, Phase::Starting(_) | Phase::Running) {
                 held.phase = Phase::Stopping(now + stops);
@@ -259,9 +299,28 @@ impl Agent {
         let ledger = self.ledger();
         let steps = ledger.pods.values().filter_map(|held| match held.phase {
             Phase::Starting(at) | Phase::Stopping(at) => Some(at),
+            Phase::Running if held.fenced.is_some() => Some(Instant::now() + LOOK_AGAIN),
             Phase::Running | Phase::Gone => None,
         });
         steps.min().unwrap_or(Instant::now() + SILENT_MAX)
+    }
+
+    /// What a pod that must not run twice comes to instead of its next phase.
+    fn fenced(&self, uid: &str, phase: &Phase, now: Instant) -> Option<Phase> {
+        let (monitors, node) = (&self.world.monitors, &self.name);
+        match phase {
+            Phase::Starting(at) if *at <= now => {
+                let runs = monitors.runs(node, uid).is_some();
+                let started = runs || monitors.start(node, uid, &self.world.history);
+                (!started).then_some(Phase::Starting(now + LOOK_AGAIN))
+            }
+            Phase::Running if monitors.runs(node, uid).is_none() => Some(Phase::Starting(now + LOOK_AGAIN)),
+            Phase::Stopping(at) if *at <= now => {
+                monitors.stop(node, uid, now);
+                None
+            }
+            _ => None,
+        }
     }
 
     /// What has come to its next phase, or everything.
@@ -270,7 +329,12 @@ impl Agent {
         let mut ledger = self.ledger();
         let mut reports = Vec::new();
         for (uid, held) in &mut ledger.pods {
+            let fenced = held
+                .fenced
+                .as_ref()
+                .and_then(|_| self.fenced(uid, &held.phase, now));
             let next = match held.phase {
+                _ if fenced.is_some() => fenced,
                 Phase::Starting(at) if at <= now => Some(Phase::Running),
                 Phase::Stopping(at) if at <= now => Some(Phase::Gone),
                 _ => None,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::fence::Monitors;
 use super::history::History;
 use super::network::{Host, Network, Port};
 use crate::audit::Audit;
@@ -31,6 +32,7 @@ pub(super) type Ended = (MemberId, u64, String);
 pub(super) struct World {
     pub(super) network: Network,
     pub(super) history: History,
+    pub(super) monitors: Monitors,
     pub(super) authority: Arc<Authority>,
     pub(super) ended: mpsc::Sender<Ended>,
     /// Entries after which a snapshot is made, and entries kept behind it.

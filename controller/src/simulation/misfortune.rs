@@ -16,7 +16,7 @@ use crate::store::sim::Fault;
 
 type Misfortune = fn(&mut Story);
 
-const MISFORTUNES: [Misfortune; 17] = [
+const MISFORTUNES: [Misfortune; 18] = [
     Story::end_one,
     Story::end_many,
     Story::crash_at_a_write,
@@ -33,6 +33,7 @@ const MISFORTUNES: [Misfortune; 17] = [
     Story::hand_over_and_lose_touch,
     Story::place_late,
     Story::end_an_agent,
+    Story::reboot_a_node,
     Story::cut_off_a_node,
 ];
 /// How often each of them comes in a seed, against the others.
@@ -300,6 +301,13 @@ impl Story {
         let which = self.random.below(self.nodes.len() as u64) as usize;
         let (host, silent) = (self.nodes[which].host, self.random.below(2) == 0);
         self.crash(host, silent);
+    }
+
+    /// Nothing runs on it until its agent has begun again.
+    fn reboot_a_node(&mut self) {
+        let which = self.random.below(self.nodes.len() as u64) as usize;
+        self.nodes[which].reboot(&self.world);
+        self.crash(self.nodes[which].host, true);
     }
 
     /// Its pods go on; nobody hears of them.

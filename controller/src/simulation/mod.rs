@@ -7,6 +7,7 @@
 //! | `network.rs`    | calls between hosts, delayed, broken off, repeated and cut |
 //! | `member.rs`     | a controller's machine and its process                     |
 //! | `agent.rs`      | a node's agent: session, lease, pods                       |
+//! | `fence.rs`      | monitors of pods that must not run twice                   |
 //! | `client.rs`     | who writes, reads and watches                              |
 //! | `operator.rs`   | who runs Deployments, and who is in their way              |
 //! | `members.rs`    | who adds, removes and replaces members                     |
@@ -22,6 +23,7 @@
 mod agent;
 mod check;
 mod client;
+mod fence;
 mod history;
 mod member;
 mod members;

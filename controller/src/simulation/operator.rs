@@ -1,35 +1,44 @@
 //! Who runs Deployments, and who is in their way.
 
-use model::object;
+use model::{at_most_once, object};
 use proto::state::v1::DeleteOp;
 use proto::v1::{
-    Container, Deployment, DeploymentSpec, LabelSelector, Object, ObjectMeta, PodSpec, PodTemplateSpec,
-    Quantity, ResourceRequirements,
+    Container, Deployment, DeploymentSpec, DeploymentStrategy, LabelSelector, Object, ObjectMeta, PodSpec,
+    PodTemplateSpec, Quantity, ResourceRequirements,
 };
 use rpc::v1::{ApplyItem, ApplyRequest, DeleteRequest, ListRequest, ScaleRequest, SetSchedulableRequest};
 use tokio::time::Instant;
 
 use super::check::newest;
 use super::client::{Client, key, meta};
+use super::fence::GRACE_S;
 use super::history::{Told, version};
 use crate::security::new_uuid;
 
 /// Deployments of the operator, and their most replicas; each asks for half a CPU.
 const DEPLOYMENTS: [&str; 3] = ["web", "db", "queue"];
 const REPLICAS_MAX: u64 = 6;
+/// A Deployment of a pod that must not run twice.
+const ONLY: &str = "only";
 
 impl Client {
     /// Runs Deployments: applies and scales them, and changes their templates.
     pub(super) async fn operate(mut self, until: Instant) {
-        for name in DEPLOYMENTS {
-            while !self.deploy(name, 2).await {
+        let names: Vec<&str> = DEPLOYMENTS.into_iter().chain([ONLY]).collect();
+        for &name in &names {
+            let replicas = if name == ONLY { 1 } else { 2 };
+            while !self.deploy(name, replicas).await {
                 self.rest(50, 500).await;
             }
         }
         while Instant::now() < until {
             self.rest(100, 1500).await;
-            let name = DEPLOYMENTS[self.random.below(DEPLOYMENTS.len() as u64) as usize];
-            let replicas = self.random.below(REPLICAS_MAX + 1) as i32;
+            let name = names[self.random.below(names.len() as u64) as usize];
+            let replicas = match name {
+                // Mostly one: only that can be one too many.
+                ONLY => i32::from(self.random.below(4) > 0),
+                _ => self.random.below(REPLICAS_MAX + 1) as i32,
+            };
             match self.random.below(2) {
                 0 => {
                     self.deploy(name, replicas).await;
@@ -74,6 +83,7 @@ impl Client {
         let pod = &pods.items[self.random.below(pods.items.len() as u64) as usize];
         let target = DeleteOp {
             key: Some(key("Pod", "default", &object::meta(pod).name)),
+            grace_period_seconds: (self.random.below(3) == 0).then_some(0),
             ..DeleteOp::default()
         };
         let request = DeleteRequest {
@@ -157,13 +167,22 @@ fn deployment(name: &str, replicas: i32, image: &str) -> Object {
         }),
         ..Container::default()
     };
+    let only = name == ONLY;
+    let asks = only.then(|| {
+        (
+            at_most_once::ANNOTATION.to_owned(),
+            at_most_once::ASKED.to_owned(),
+        )
+    });
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: labels(),
+            annotations: asks.into_iter().collect(),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
             containers: vec![container],
+            termination_grace_period_seconds: only.then_some(GRACE_S),
             ..PodSpec::default()
         }),
     };
@@ -176,6 +195,10 @@ fn deployment(name: &str, replicas: i32, image: &str) -> Object {
                 ..LabelSelector::default()
             }),
             template: Some(template),
+            strategy: only.then(|| DeploymentStrategy {
+                r#type: "Recreate".to_owned(),
+                ..DeploymentStrategy::default()
+            }),
             ..DeploymentSpec::default()
         }),
         ..Deployment::default()

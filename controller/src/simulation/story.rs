@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::agent;
 use super::check;
 use super::client::Client;
+use super::fence::Monitors;
 use super::history::History;
 use super::member::{Ended, Endpoints, Machine, World};
 use super::members::{Keeper, Order};
@@ -142,17 +143,19 @@ impl Story {
         let world = World {
             network: Network::new(random.next(), CALM),
             history: History::default(),
+            monitors: Monitors::default(),
             authority,
             ended: ends,
             snapshots: (20 + random.below(200), 10 + random.below(60)),
             endpoints: Endpoints::default(),
             busy: Duration::from_millis([0, 20, 300, 1500][random.below(4) as usize]),
         };
+        let nodes = (1..=NODES).map(|number| agent::Node::new(number, &mut random));
         Self {
+            nodes: nodes.collect(),
             world,
             random,
             machines: BTreeMap::new(),
-            nodes: (1..=NODES).map(agent::Node::new).collect(),
             clients: 0,
             ended,
             order,

@@ -6,12 +6,14 @@
 
 mod default_objects;
 mod deployment;
+mod fence;
 mod garbage;
 mod namespace;
 mod node;
 mod replica_set;
 
-pub(crate) use node::SILENT;
+pub use fence::MARGIN_MS as FENCE_MARGIN_MS;
+pub(crate) use node::{SILENT, is_lost};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +47,18 @@ pub enum Lease {
     Lost {
         /// When the lease ended, in milliseconds since 1970.
         since: i64,
+        /// How long ago that is by a clock that is never set, in milliseconds.
+        past_ms: i64,
     },
+}
+
+/// Names of the nodes whose leases a plan asks for: those that there are, and those that were deleted and have pods left.
+pub fn nodes(state: &State) -> impl Iterator<Item = &str> {
+    let there = state
+        .nodes()
+        .filter_map(|node| Some(node.metadata.as_ref()?.name.as_str()));
+    let deleted = state.by_node.keys().map(AsRef::as_ref);
+    there.chain(deleted.filter(|name: &&str| !name.is_empty() && state.node(name).is_none()))
 }
 
 /// The commands that bring reality nearer to what is desired, in the order in which they are to be proposed. `now` is in

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use model::{Kind, object};
+use model::{Kind, at_most_once, object};
 use prost::Message;
 use proto::Timestamp;
 use proto::v1::object::Object as Any;
@@ -22,6 +22,8 @@ pub(crate) struct Template {
     pub(crate) content: PodTemplateSpec,
     /// What the scheduler counts.
     pub(crate) requests: Requests,
+    /// Its pods must not run twice: one is followed by another only once it is known to have ended.
+    pub(crate) fenced: bool,
     /// What the content takes, encoded.
     bytes: usize,
 }
@@ -33,6 +35,10 @@ impl Template {
         encoded.hash(&mut hasher);
         let requests = Requests::of(content.spec.as_ref().unwrap_or(&PodSpec::default()));
         Template {
+            fenced: content
+                .metadata
+                .as_ref()
+                .is_some_and(|meta| at_most_once::is_asked(&meta.annotations)),
             hash: hasher.finish(),
             content,
             requests,
@@ -135,6 +141,11 @@ impl PodRecord {
     /// Counts for its owner: not finished and not on its way out.
     pub(crate) fn active(&self) -> bool {
         !self.status.finished && self.deleted.is_none()
+    }
+
+    /// It must not run twice, and something of it may run: nothing may take its place yet.
+    pub(crate) fn holds_its_place(&self) -> bool {
+        self.template.fenced && self.bound() && !self.status.finished
     }
 
     /// Ready, and has been for that long.

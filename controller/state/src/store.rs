@@ -12,6 +12,7 @@ use proto::v1::{Deployment, Namespace, Node, Object, Pod, PodTemplateSpec, Repli
 use crate::apply::restore::Stage;
 use crate::history::History;
 use crate::key::ObjectKey;
+use crate::plan;
 use crate::record::{PodRecord, Record, Template, controller};
 use crate::replies::Replies;
 use crate::said::Said;
@@ -106,6 +107,23 @@ impl State {
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.entries(Kind::Node, None, None)
             .filter_map(|(_, record)| record.node())
+    }
+
+    /// Whether a node is there and is not called lost. A lease is worth something to a node only as long as this holds: what
+    /// must not run twice is replaced only on nodes of which it does not.
+    pub fn is_heard(&self, node: &str) -> bool {
+        self.node(node).is_some_and(|node| !plan::is_lost(node))
+    }
+
+    /// A pod that must not run twice and may still run on a node that was deleted: until it is gone, no machine may take the
+    /// node's name.
+    pub fn may_still_run_on(&self, node: &str) -> Option<Key> {
+        if self.node(node).is_some() {
+            return None;
+        }
+        let mut pods = self.pod_records_on(node);
+        let found = pods.find(|(_, pod)| pod.holds_its_place());
+        found.map(|(key, _)| key.to_proto())
     }
 
     /// Pods that are bound to a node, as they are to be there.

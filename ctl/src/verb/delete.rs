@@ -31,7 +31,7 @@ pub(crate) struct Delete {
     /// Seconds that a pod may take to end; 0 kills at once
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(0..))]
     grace_period: Option<i32>,
-    /// Kill at once and forget pods whose node is lost
+    /// Kill at once and forget pods whose node is lost; one that must not run twice first has ended for certain
     #[arg(long)]
     force: bool,
     /// No error when an object is not there

@@ -5,6 +5,7 @@
 //! What always holds: no input panics, no recursion goes deeper than [`read::DEPTH_MAX`], and nothing that was written in
 //! a manifest is dropped without a refusal that names its place.
 
+pub mod at_most_once;
 pub mod default;
 pub mod difference;
 pub mod image;

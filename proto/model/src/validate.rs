@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use proto::v1::object::Object as Any;
 use proto::v1::{ConfigMap, Object, ObjectMeta};
 
-use crate::{Kind, name, object, quantity, schema};
+use crate::{Kind, at_most_once, name, object, quantity, schema};
 
 pub use update::update;
 
@@ -195,6 +195,15 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
     labels_and_annotations(errors, "metadata", meta);
     if kind == Kind::Pod {
         pod_annotations(errors, "metadata", meta);
+    } else if meta.annotations.contains_key(at_most_once::ANNOTATION) {
+        let place = match kind {
+            Kind::Deployment | Kind::ReplicaSet => "write it into spec.template.metadata.annotations",
+            _ => "remove it",
+        };
+        errors.add(
+            format!("metadata.annotations[{}]", at_most_once::ANNOTATION),
+            format!("is an annotation of pods and means nothing here: {place}"),
+        );
     }
 }
 
@@ -228,6 +237,10 @@ fn labels(errors: &mut Errors, path: &str, labels: &BTreeMap<String, String>) {
 /// Annotations that mean something to a pod.
 fn pod_annotations(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
     bandwidth(errors, path, meta);
+    if let Some(value) = meta.annotations.get(at_most_once::ANNOTATION) {
+        let path = format!("{path}.annotations[{}]", at_most_once::ANNOTATION);
+        errors.one_of(path, value, &[at_most_once::ASKED, "false"]);
+    }
     for key in meta.annotations.keys().filter(|key| key.starts_with(APPARMOR)) {
         errors.add(
             format!("{path}.annotations[{key}]"),

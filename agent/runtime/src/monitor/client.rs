@@ -101,6 +101,11 @@ impl Client {
         self.done(&Request::Remove { id: id.to_owned() })
     }
 
+    /// Containers of a pod with a fence may run until then, in milliseconds since the machine started.
+    pub fn renew(&mut self, until_ms: u64) -> Result<(), ClientError> {
+        self.done(&Request::Renew { until_ms })
+    }
+
     /// Ends the monitor and all that it has.
     pub fn shutdown(&mut self) -> Result<(), ClientError> {
         self.done(&Request::Shutdown)

@@ -109,6 +109,9 @@ pub(super) struct Owned {
     stderr_tail: Tail,
     /// Keys of connections that follow its output.
     pub(super) followers: Vec<u64>,
+    stop_signal: i32,
+    /// It was ended because nobody said in time that it may run on.
+    fenced: bool,
     phase: Phase,
 }
 
@@ -244,6 +247,8 @@ impl Owned {
             stdout_tail: Tail::new(tail::STDOUT_BYTES_MAX),
             stderr_tail: Tail::new(tail::STDERR_BYTES_MAX),
             followers: Vec::new(),
+            stop_signal: spec.stop_signal.unwrap_or(libc::SIGTERM),
+            fenced: false,
             phase: Phase::Running,
         };
         match owned.connect(ends, watch) {
@@ -443,6 +448,7 @@ impl Owned {
                 .or_else(|| self.stdout_tail.last_line())
                 .unwrap_or_default(),
             stderr_tail: self.stderr_tail.text(),
+            fenced: self.fenced,
         };
         self.stdout_tail = Tail::new(tail::STDOUT_BYTES_MAX);
         self.stderr_tail = Tail::new(tail::STDERR_BYTES_MAX);
@@ -483,6 +489,16 @@ impl Owned {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,
         }
+    }
+
+    /// It may run no longer.
+    pub(super) fn fence(&mut self, kill: bool) {
+        self.fenced = true;
+        let ended = match kill {
+            true => self.cgroup.kill().map_err(|error| super::chain(&error)),
+            false => self.signal(self.stop_signal).map_err(|error| error.to_string()),
+        };
+        told("end a container that may run no longer", ended);
     }
 
     pub(super) fn state(&self) -> ContainerState {

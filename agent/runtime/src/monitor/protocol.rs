@@ -66,6 +66,12 @@ pub enum Request {
         /// The container's id.
         id: String,
     },
+    /// Containers of a pod with a fence may run until this time; an earlier one than before changes nothing. What was told to end
+    /// because the time before was over ends all the same.
+    Renew {
+        /// Milliseconds since the machine started (CLOCK_BOOTTIME).
+        until_ms: u64,
+    },
     /// End the monitor: kill what still runs, remove every container, the sandbox and its cgroup, answer, exit.
     Shutdown,
 }
@@ -153,6 +159,9 @@ pub struct Exit {
     pub last_line: String,
     /// The last 4 KiB of standard error.
     pub stderr_tail: String,
+    /// Its pod has a fence, and nobody said in time that it may run on.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
 /// What is known of an out-of-memory kill.

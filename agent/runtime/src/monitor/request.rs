@@ -19,7 +19,7 @@ const STATE_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Exec'd processes at once.
 const EXECS_MAX: usize = 64;
 
-fn failed(reason: &str, message: impl Into<String>) -> Reply {
+pub(super) fn failed(reason: &str, message: impl Into<String>) -> Reply {
     Reply::Failed {
         reason: reason.to_owned(),
         message: message.into(),
@@ -197,6 +197,7 @@ impl Server {
                 self.set_mode(key, Mode::Attach(container));
                 Some(Reply::Streaming)
             }
+            Request::Renew { until_ms } => Some(self.renew(until_ms)),
             Request::Shutdown => {
                 self.set_mode(key, Mode::Shutdown);
                 self.begin_end();
@@ -236,6 +237,9 @@ impl Server {
                 "CreateContainerError",
                 format!("container id {:?} {reason}", spec.id),
             );
+        }
+        if let Some(refusal) = self.refuse_start() {
+            return refusal;
         }
         match Owned::start(spec, &self.sandbox, &mut self.watch) {
             Ok(owned) => {

@@ -15,6 +15,7 @@ use sys::fd::{Event, SignalFd};
 use super::connection::{Connection, Mode};
 use super::container::Owned;
 use super::exec::Exec;
+use super::fence::Fence;
 use super::frame::CHUNK_BYTES_MAX;
 use super::protocol::{PodState, Reply, SandboxFds, VERSION};
 use super::watch::{Member, Watch};
@@ -97,6 +98,8 @@ pub(super) struct Server {
     pub(super) containers: Vec<Owned>,
     pub(super) execs: Vec<Exec>,
     pub(super) connections: BTreeMap<u64, Connection>,
+    /// Of a pod that must not run twice.
+    pub(super) fence: Option<Fence>,
     revision: u64,
     ending: Option<Ending>,
 }
@@ -124,10 +127,14 @@ impl Server {
         directory: &Path,
         sandbox: Sandbox,
         signals: SignalFd,
+        fence: Option<Fence>,
     ) -> Result<Server, (Sandbox, io::Error)> {
         let parts = (|| {
             let mut watch = Watch::new()?;
             watch.add(signals.as_fd(), Member::Signals)?;
+            if let Some(fence) = &fence {
+                watch.add(fence.fd(), Member::Fence)?;
+            }
             let listener = bind(directory)?;
             let token = watch.add(listener.as_fd(), Member::Listener)?;
             Ok((watch, listener, token))
@@ -143,6 +150,7 @@ impl Server {
                 containers: Vec::new(),
                 execs: Vec::new(),
                 connections: BTreeMap::new(),
+                fence,
                 revision: 1,
                 ending: None,
             }),
@@ -194,6 +202,7 @@ impl Server {
         match member {
             Member::Listener => self.accept(),
             Member::Signals => self.take_signals(),
+            Member::Fence => {} // the next tick looks
             Member::Connection(key) => self.on_connection(key, event),
             Member::Output(key, output) => {
                 self.container_output(key, output);
@@ -312,6 +321,7 @@ impl Server {
 
     /// What is due by time, or follows from what has just happened.
     fn tick(&mut self, now: Instant) {
+        self.tick_fence();
         let mut finished = Vec::new();
         for container in &mut self.containers {
             if container.finish(now, &mut self.watch) {

@@ -18,6 +18,7 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(super) enum Member {
     Listener,
     Signals,
+    Fence,
     Connection(u64),
     /// Output of a container.
     Output(u64, Output),

@@ -18,6 +18,7 @@ pub mod process;
 pub mod schedule;
 pub mod seccomp;
 pub mod socket;
+pub mod time;
 pub mod tty;
 
 use std::io;

@@ -78,6 +78,7 @@ impl Ground {
                 resources: Default::default(),
             },
             sysctls: Default::default(),
+            fence: None,
         }
     }
 
@@ -111,6 +112,7 @@ impl Ground {
             },
             log: None,
             stdin: false,
+            stop_signal: None,
         }
     }
 

@@ -15,7 +15,9 @@ use runtime::monitor::READY;
 use runtime::monitor::client::{Client, Session};
 use runtime::monitor::frame::Stream;
 use runtime::monitor::protocol::{Ended, Exit};
-use runtime::spec::{CgroupSpec, ContainerSpec, IdRange, LogSpec, PidShare, Rootfs, SandboxSpec, Share};
+use runtime::spec::{
+    CgroupSpec, ContainerSpec, FenceSpec, IdRange, LogSpec, PidShare, Rootfs, SandboxSpec, Share,
+};
 use tempfile::TempDir;
 
 /// How long a condition may take to come true on a busy machine.
@@ -32,6 +34,15 @@ pub(super) struct Pod {
 
 impl Pod {
     pub(super) fn start(name: &str) -> Pod {
+        Self::start_with(name, None)
+    }
+
+    /// One that must not run twice.
+    pub(super) fn fenced(name: &str, grace_ms: u64) -> Pod {
+        Self::start_with(name, Some(FenceSpec { grace_ms }))
+    }
+
+    fn start_with(name: &str, fence: Option<FenceSpec>) -> Pod {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let top = PathBuf::from(format!("/bulkhead-test-{}-{number}", std::process::id()));
@@ -70,6 +81,7 @@ impl Pod {
                 resources: Default::default(),
             },
             sysctls: Default::default(),
+            fence,
         };
         fs::write(directory.join("sandbox.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
         let mut child = Command::new(crate::program::runtime())
@@ -145,6 +157,7 @@ impl Pod {
                 files_max: 5,
             }),
             stdin: false,
+            stop_signal: None,
         }
     }
 

@@ -60,7 +60,8 @@ impl Trial {
             .spec()
             .and_then(|spec| spec.termination_grace_period_seconds);
         let grace = grace.or(own).unwrap_or(GRACE_SECONDS).max(0);
-        if grace == 0 || !pod.bound() || pod.status.finished {
+        // Without grace a pod goes before its node has ended it; what must not run twice is killed at once, but goes only then.
+        if (grace == 0 && !pod.holds_its_place()) || !pod.bound() || pod.status.finished {
             self.erase(key);
             return;
         }

@@ -46,6 +46,15 @@ impl Trial {
             self.show(&key);
             return Ok(());
         }
+        if let Some(pod) = self.state.may_still_run_on(&meta.name) {
+            let (namespace, pod) = (pod.namespace, pod.name);
+            let message = format!(
+                "node {} was deleted, and its pod {namespace}/{pod}, which must not run twice, may still run there: it is \
+                 gone within lease and grace period",
+                meta.name
+            );
+            return refuse(Reason::Conflict, message);
+        }
         if meta.uid.is_empty() || self.state.by_uid.contains_key(meta.uid.as_str()) {
             return refuse(Reason::Invalid, format!("{key} needs a uid of its own"));
         }

@@ -18,7 +18,7 @@ use crate::record::{PodRecord, Record, Status, Template};
 use crate::{
     MANAGER_BYTES_MAX, MANAGERS_MAX, NODE_LABELS, OBJECT_BYTES_MAX, OPERATIONS_MAX, REVISION_ANNOTATION,
 };
-use model::{Kind, default, object};
+use model::{Kind, at_most_once, default, object};
 
 /// Longest name of any kind (RFC 1123 subdomain, as Kubernetes').
 const NAME_BYTES_MAX: usize = 253;
@@ -169,6 +169,9 @@ impl Trial {
             self.require_account(&account)?;
         }
         let mut meta = content.metadata.unwrap_or_default();
+        if at_most_once::is_asked(&meta.annotations) {
+            self.require_room(&owner, &record, create.pods.len())?;
+        }
         meta.owner_references = vec![OwnerReference {
             api_version: owner.kind.api_version().to_owned(),
             kind: owner.kind.as_str().to_owned(),
@@ -190,6 +193,26 @@ impl Trial {
             }
             self.require_namespace(&key)?;
             self.store_new_pod(key, pod.uid.as_str().into(), template.clone(), status.clone());
+        }
+        Ok(())
+    }
+
+    /// Of pods that must not run twice there never are more than there are to be, those included that have not ended yet:
+    /// whatever a leader of before decided.
+    fn require_room(&self, key: &ObjectKey, owner: &Record, new: usize) -> Result<(), Refusal> {
+        let wanted = owner.replica_set().and_then(|set| set.spec.as_ref()?.replicas);
+        let wanted = usize::try_from(wanted.unwrap_or(1)).unwrap_or(0);
+        let pods = self.state.owned(owner.uid());
+        let there = pods.filter(|(_, record)| {
+            let pod = record.pod();
+            pod.is_some_and(|pod| pod.active() || pod.holds_its_place())
+        });
+        let there = there.count();
+        if there + new > wanted {
+            return refuse(
+                Reason::Conflict,
+                format!("{key} is to have {wanted} pods and has {there} that run or may still run"),
+            );
         }
         Ok(())
     }

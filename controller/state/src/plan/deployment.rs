@@ -40,6 +40,12 @@ impl Revision<'_> {
         revision_of(self.meta())
     }
 
+    /// Pods that count against what the strategy allows: those that it asks for, or those that it still has, when nothing may
+    /// run beside them.
+    fn held(&self) -> i32 {
+        self.asked.max(self.counts.fenced)
+    }
+
     /// Pods that will still be available once its surplus is gone; not available ones go first.
     fn available(&self) -> i32 {
         self.counts.available.min(self.wanted)

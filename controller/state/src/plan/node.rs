@@ -6,7 +6,7 @@ use proto::state::v1::operation::Operation as Op;
 use proto::v1::object::Object as Any;
 use proto::v1::{Condition, Node, NodeStatus, Object, ObjectMeta, Pod, PodStatus};
 
-use super::{Lease, Plan, World, set_status};
+use super::{Lease, Plan, World, fence, set_status, unchanged};
 use crate::conditions;
 use crate::key::ObjectKey;
 use crate::record::{PodRecord, controller, millis};
@@ -32,25 +32,64 @@ impl Plan<'_> {
         let replacement = replacement(self.state.nodes(), world);
         let mut operations = Vec::new();
         let mut ends = Vec::new();
+        let mut fenced = Vec::new();
         for node in self.state.nodes() {
             let name = node.metadata.as_ref().map_or("", |meta| meta.name.as_str());
             let Some(lease) = world.leases.get(name) else {
                 continue;
             };
             operations.extend(readiness(node, *lease, &replacement));
-            if let Lease::Lost { .. } = lease {
-                let pods = self.state.pod_records_on(name);
-                ends.extend(pods.filter_map(|(key, pod)| lost_pod(key, pod, &replacement)));
+            if let Lease::Lost { past_ms, .. } = *lease {
+                // What must not run twice goes only while the node is called lost: before it is granted a lease again, it is
+                // called ready, and a decision that comes late finds another node than this.
+                let past_ms = if is_lost(node) { past_ms } else { 0 };
+                let (sure, rest) = self.ended(name, past_ms);
+                ends.extend(rest.filter_map(|(key, pod)| lost_pod(key, pod, &replacement)));
+                let sure = sure.filter(|(_, pod)| goes(pod, &replacement));
+                let sure: Vec<Op> = sure.map(|(key, pod)| remove(key, pod)).collect();
+                let meta = node.metadata.as_ref();
+                let version = meta.map_or("", |meta| meta.resource_version.as_str());
+                let key = ObjectKey::new(Kind::Node, "", name);
+                fenced.push((unchanged(key.to_proto(), version), sure));
             }
         }
-        // Pods of nodes that were deleted: no agent will ever say that they are gone.
+        // Pods of nodes that were deleted: no agent will ever say that they are gone. Nobody joins under the name meanwhile.
         for (name, _) in self.state.by_node.iter().filter(|(name, _)| !name.is_empty()) {
             if self.state.node(name).is_none() {
-                ends.extend(self.state.pod_records_on(name).map(|(key, pod)| remove(key, pod)));
+                let past_ms = match world.leases.get(name.as_ref()) {
+                    Some(Lease::Lost { past_ms, .. }) => *past_ms,
+                    Some(Lease::Live) | None => 0,
+                };
+                let (sure, rest) = self.ended(name, past_ms);
+                let rest = rest.filter(|(_, pod)| !pod.holds_its_place());
+                ends.extend(rest.chain(sure).map(|(key, pod)| remove(key, pod)));
             }
         }
         self.propose_each(&[], operations);
         self.propose_each(&[], ends);
+        for (node, ends) in fenced {
+            self.propose_each(&[node], ends);
+        }
+    }
+
+    /// Of the pods of a node whose lease ended so long ago: those that must not run twice and have ended for certain, and the
+    /// others.
+    fn ended(
+        &self,
+        node: &str,
+        past_ms: i64,
+    ) -> (
+        impl Iterator<Item = (&ObjectKey, &PodRecord)>,
+        impl Iterator<Item = (&ObjectKey, &PodRecord)>,
+    ) {
+        let sure = move |(_, pod): &(&ObjectKey, &PodRecord)| {
+            pod.holds_its_place() && past_ms >= fence::ended_after(pod)
+        };
+        let pods = || {
+            let pods = self.state.pod_records_on(node);
+            pods.map(|(key, pod)| (key, pod.as_ref()))
+        };
+        (pods().filter(sure), pods().filter(move |pod| !sure(pod)))
     }
 }
 
@@ -62,7 +101,7 @@ fn replacement<'a>(nodes: impl Iterator<Item = &'a Node>, world: &World) -> Repl
             continue;
         };
         count += 1;
-        if let Lease::Lost { since } = lease {
+        if let Lease::Lost { since, .. } = lease {
             // A new leader misses all silent nodes at the same time; what was committed knows better.
             let there = node
                 .status
@@ -145,13 +184,24 @@ fn readiness(node: &Node, lease: Lease, replacement: &Replacement) -> Option<Op>
     Some(set_status(object::from(object), removed))
 }
 
-/// A pod on a node that is lost: one that something replaces goes at once, and so does one that was to go anyway. A bare
-/// pod stays and is not ready: nobody would start it again.
-fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Option<Op> {
+/// Whether it is committed that a node is lost.
+pub(crate) fn is_lost(node: &Node) -> bool {
+    let conditions = node.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    conditions::get(conditions, "Ready").is_some_and(|ready| ready.reason == SILENT)
+}
+
+/// Whether a pod on a node that is lost goes: one that something replaces does, and so does one that was to go anyway.
+fn goes(pod: &PodRecord, replacement: &Replacement) -> bool {
     let replaced =
         controller(pod.template.owners()).is_some_and(|owner| owner.kind == Kind::ReplicaSet.as_str());
-    let goes = matches!(replacement, Replacement::Goes) && replaced && !pod.status.finished;
-    if pod.deleted.is_some() || goes {
+    let replaced = matches!(replacement, Replacement::Goes) && replaced && !pod.status.finished;
+    pod.deleted.is_some() || replaced
+}
+
+/// A pod on a node that is lost goes at once, or stays and is not ready: a bare one, since nobody would start it again, and one
+/// that must not run twice, until it has ended for certain.
+fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Option<Op> {
+    if goes(pod, replacement) && !pod.holds_its_place() {
         return Some(remove(key, pod));
     }
     let told = || {
@@ -161,11 +211,15 @@ fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Opti
     if pod.status.finished || told() {
         return None;
     }
+    let unknown = match pod.holds_its_place() {
+        true => "the pod must not run twice, and nothing follows it before it has ended for certain",
+        false => "what became of the pod is not known",
+    };
     let lost = Condition {
         r#type: "Ready".to_owned(),
         status: "False".to_owned(),
         reason: LOST.to_owned(),
-        message: format!("node {} is lost; what became of the pod is not known", pod.node),
+        message: format!("node {} is lost; {unknown}", pod.node),
         ..Default::default()
     };
     let pod = Pod {

@@ -35,6 +35,10 @@ pub(super) struct Counts {
     pub(super) available: i32,
     /// Those on their way out included.
     pub(super) running: i32,
+    /// On their way out, and not to be replaced before they are gone.
+    pub(super) leaving: i32,
+    /// Of those that must not run twice: active or leaving.
+    pub(super) fenced: i32,
 }
 
 /// The pods that a ReplicaSet manages.
@@ -55,8 +59,11 @@ pub(super) fn counts(state: &State, set: &ReplicaSet, now: i64) -> Counts {
     for (_, pod) in pods(state, uid) {
         counts.running += i32::from(!pod.status.finished);
         if !pod.active() {
+            counts.leaving += i32::from(pod.holds_its_place());
+            counts.fenced += i32::from(pod.holds_its_place());
             continue;
         }
+        counts.fenced += i32::from(pod.template.fenced);
         let labels = pod.template.labels();
         let labelled = template.is_none_or(|meta| {
             meta.labels
@@ -105,13 +112,9 @@ impl Plan<'_> {
         self.clear_finished(&meta.uid);
         let account = self.missing_account(key, set);
         if counts.active < wanted {
-            if account.is_none() && !self.backs_off(&meta.uid) {
-                self.create(
-                    key,
-                    &meta,
-                    usize::try_from(wanted - counts.active).unwrap_or(0),
-                    &unchanged,
-                );
+            let missing = usize::try_from(wanted - counts.active - counts.leaving).unwrap_or(0);
+            if missing > 0 && account.is_none() && !self.backs_off(&meta.uid) {
+                self.create(key, &meta, missing, &unchanged);
             }
         } else {
             let surplus = usize::try_from(counts.active - wanted).unwrap_or(0);

@@ -386,7 +386,10 @@ fn nodes_that_were_lost_one_by_one_are_not_a_mass_loss_for_a_new_leader() {
     );
     let lease = |node: &str| match node {
         "n4" => Lease::Live,
-        _ => Lease::Lost { since: cluster.now },
+        _ => Lease::Lost {
+            since: cluster.now,
+            past_ms: 0,
+        },
     };
     let leases = ["n1", "n2", "n3", "n4"].map(|node| (node.to_owned(), lease(node)));
     let commands = state::plan::commands(

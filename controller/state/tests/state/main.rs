@@ -6,6 +6,7 @@
 mod apply;
 mod cluster;
 mod deletion;
+mod fencing;
 mod history;
 mod properties;
 mod rbac;

@@ -202,7 +202,7 @@ proptest! {
         for command in &commands {
             state.apply(command);
         }
-        let lease = if lost { Lease::Lost { since: 0 } } else { Lease::Live };
+        let lease = if lost { Lease::Lost { since: 0, past_ms: 1 << 40 } } else { Lease::Live };
         let leases = ["n1", "a", "b"].map(|name| (name.to_owned(), lease));
         let world = World { leases: leases.into() };
         let mut now = 1_000_000;

@@ -12,7 +12,7 @@ use state::{State, invariant, plan, schedule};
 use crate::support::*;
 
 /// How long a lease is.
-const LEASE_MS: i64 = 6000;
+pub(crate) const LEASE_MS: i64 = 6000;
 /// A step of the simulation.
 const STEP_MS: i64 = 500;
 
@@ -21,12 +21,14 @@ pub(crate) struct Cluster {
     pub now: i64,
     /// Nodes whose agent is silent, with the time of the last word.
     silent: BTreeMap<String, i64>,
-    /// Time from a pod's start to readiness.
+    /// Time from a pod's start to readiness, and from the word to its end.
     pub start_ms: i64,
+    pub end_ms: i64,
     /// Images whose pods never get ready.
     pub broken: BTreeSet<String>,
     /// When agents first saw a pod, and when they saw it end.
     seen: BTreeMap<String, i64>,
+    ending: BTreeMap<String, i64>,
 }
 
 impl Cluster {
@@ -36,8 +38,10 @@ impl Cluster {
             now: 1_000_000,
             silent: BTreeMap::new(),
             start_ms: 1000,
+            end_ms: 0,
             broken: BTreeSet::new(),
             seen: BTreeMap::new(),
+            ending: BTreeMap::new(),
         };
         for name in nodes {
             cluster.apply(&join(cluster.now, name));
@@ -72,19 +76,18 @@ impl Cluster {
         self.silent.remove(node);
     }
 
-    fn world(&self) -> World {
-        let names = self
-            .state
-            .nodes()
-            .map(|node| node.metadata.as_ref().unwrap().name.clone());
+    pub(crate) fn world(&self) -> World {
         let lease = |name: &str| match self.silent.get(name) {
             Some(last) if last + LEASE_MS <= self.now => Lease::Lost {
                 since: last + LEASE_MS,
+                past_ms: self.now - last - LEASE_MS,
             },
             _ => Lease::Live,
         };
         World {
-            leases: names.map(|name| (name.clone(), lease(&name))).collect(),
+            leases: plan::nodes(&self.state)
+                .map(|name| (name.to_owned(), lease(name)))
+                .collect(),
         }
     }
 
@@ -119,6 +122,10 @@ impl Cluster {
     fn agent(&mut self, node: &str, pod: &Pod) {
         let metadata = pod.metadata.as_ref().unwrap();
         if metadata.deletion_timestamp.is_some() {
+            let since = *self.ending.entry(metadata.uid.clone()).or_insert(self.now);
+            if self.now < since + self.end_ms {
+                return;
+            }
             self.apply(&report_by_uid(self.now, &metadata.uid, node, None, true));
             return;
         }

@@ -5,8 +5,7 @@ use proto::v1::{Object, PodSpec};
 use serde_json::Value;
 
 use super::{Errors, FieldError};
-use crate::object;
-use crate::write;
+use crate::{at_most_once, object, write};
 
 /// Everything in `new` that may not follow `old`; both defaulted, both of one key.
 pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
@@ -19,6 +18,14 @@ pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
         (Some(Any::Pod(before)), Some(Any::Pod(after))) => {
             if let (Some(before), Some(after)) = (&before.spec, &after.spec) {
                 pod(&mut errors, before, after, old, new);
+            }
+            // Its node was told at the start.
+            let asked = |object| at_most_once::is_asked(&object::meta(object).annotations);
+            if asked(old) != asked(new) {
+                errors.add(
+                    format!("metadata.annotations[{}]", at_most_once::ANNOTATION),
+                    "cannot change in a pod: delete the pod and create it again",
+                );
             }
         }
         (Some(Any::Deployment(before)), Some(Any::Deployment(after))) => {

@@ -1,11 +1,13 @@
 //! Deployments and their revisions.
 
 use proto::v1::int_or_string::Value;
-use proto::v1::{Deployment, DeploymentStrategy, IntOrString, LabelSelector, PodTemplateSpec, ReplicaSet};
+use proto::v1::{
+    Deployment, DeploymentSpec, DeploymentStrategy, IntOrString, LabelSelector, PodTemplateSpec, ReplicaSet,
+};
 
 use super::{Errors, labels, pod};
-use crate::name;
 use crate::selector::Labels;
+use crate::{at_most_once, name};
 
 pub(super) fn deployment(errors: &mut Errors, deployment: &Deployment) {
     let Some(spec) = &deployment.spec else {
@@ -35,6 +37,40 @@ pub(super) fn deployment(errors: &mut Errors, deployment: &Deployment) {
     }
     selector(errors, spec.selector.as_ref(), spec.template.as_ref());
     template(errors, spec.template.as_ref());
+    runs_at_most_once(errors, spec);
+}
+
+/// Where no pod may run beside the one that it replaces, a rollout can't begin with one more.
+fn runs_at_most_once(errors: &mut Errors, spec: &DeploymentSpec) {
+    let meta = spec
+        .template
+        .as_ref()
+        .and_then(|template| template.metadata.as_ref());
+    if !meta.is_some_and(|meta| at_most_once::is_asked(&meta.annotations)) {
+        return;
+    }
+    let surge = |strategy: &DeploymentStrategy| match strategy.r#type.as_str() {
+        "Recreate" => false,
+        _ => {
+            let rolling = strategy.rolling_update.as_ref();
+            let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref()?.value.clone());
+            match surge {
+                Some(Value::Number(count)) => count != 0,
+                Some(Value::Text(text)) => text.trim_end_matches('%').parse::<i32>() != Ok(0),
+                None => true,
+            }
+        }
+    };
+    if spec.strategy.as_ref().is_none_or(surge) {
+        errors.add(
+            "spec.strategy",
+            format!(
+                "would start new pods beside the old ones, and these ask for {}: write `type: Recreate`, or \
+                 `rollingUpdate: {{maxSurge: 0}}`",
+                at_most_once::ANNOTATION
+            ),
+        );
+    }
 }
 
 pub(super) fn replica_set(errors: &mut Errors, set: &ReplicaSet) {

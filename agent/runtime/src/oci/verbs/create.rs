@@ -311,6 +311,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         rootfs: Rootfs::Bundle,
         log: None,
         stdin: true,
+        stop_signal: None,
     };
     let bundle = record.bundle.clone();
     let state = record.describe(Status::Creating);

@@ -98,7 +98,7 @@ impl Turn<'_> {
             return None;
         }
         let Some(current) = current else {
-            let room = bounds.most.saturating_sub(sum(old, |revision| revision.asked));
+            let room = bounds.most.saturating_sub(sum(old, |revision| revision.held()));
             let replicas = room.clamp(0, bounds.desired);
             // The old ones shrink in the next run, when the new one is counted.
             self.commit_all(old, None, newest);
@@ -147,7 +147,7 @@ fn grow(old: &[Revision], current: &mut Revision, bounds: Bounds) {
         current.wanted = bounds.desired;
         return;
     }
-    let total = sum(old, |revision| revision.asked).saturating_add(current.asked);
+    let total = sum(old, |revision| revision.held()).saturating_add(current.held());
     let room = bounds.most.saturating_sub(total).max(0);
     current.wanted = current
         .asked
@@ -182,10 +182,12 @@ fn resize<'a>(old: &mut [Revision<'a>], current: Option<&mut Revision<'a>>, desi
         .map(|revision| revision.asked)
         .fold(0, i32::saturating_add);
     if total < desired {
+        let held = all.iter().map(|revision| revision.held());
+        let held = held.fold(0, i32::saturating_add).max(total);
         let runs = all.iter().rposition(|revision| revision.asked > 0);
         let place = runs.unwrap_or(all.len().saturating_sub(1));
         if let Some(revision) = all.get_mut(place) {
-            revision.wanted = revision.asked.saturating_add(desired - total);
+            revision.wanted = revision.asked.saturating_add((desired - held).max(0));
         }
         return;
     }
