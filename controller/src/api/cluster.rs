@@ -122,7 +122,13 @@ impl Service {
     /// Also while nobody leads: that is when it is looked at.
     pub(super) async fn do_members(&self) -> MembersResponse {
         let leader = self.node.leadership().borrow().leader;
-        let asked = self.node.members().into_iter().map(|member| async move {
+        // Whoever takes a machine away counts on those that are said to vote.
+        let voters = self.node.sure_voters().await;
+        let members = self.node.members().into_iter().map(|member| MemberInfo {
+            voter: voters.contains(&member.id),
+            ..member
+        });
+        let asked = members.map(|member| async move {
             let progress = self.node.progress_of(member.id).await;
             shown(member, leader, progress)
         });

@@ -49,6 +49,23 @@ impl<D: Dir> Node<D> {
             .clone()
     }
 
+    /// Who has a vote for certain: by each of the configurations that may be in force, also when an election takes back what is
+    /// not committed. Nobody when consensus has ended.
+    pub(crate) async fn sure_voters(&self) -> BTreeSet<MemberId> {
+        let known = self.raft().with_raft_state(|state| {
+            let known = &state.membership_state;
+            [known.committed().clone(), known.effective().clone()]
+        });
+        let Ok(known) = known.await else {
+            return BTreeSet::new();
+        };
+        let configurations = known
+            .iter()
+            .flat_map(|known| known.membership().get_joint_config());
+        let common = configurations.cloned().reduce(|common, next| &common & &next);
+        common.unwrap_or_default()
+    }
+
     /// Whether no change of the voters is half done, as far as this member knows: one whose leader is lost between its two
     /// steps stays so until the change is asked for again.
     pub fn settled(&self) -> bool {
