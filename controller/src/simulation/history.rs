@@ -85,8 +85,8 @@ struct Inner {
     runs: BTreeMap<String, String>,
     /// Who led, by term.
     leaders: BTreeMap<u64, MemberId>,
-    /// When agents sent the heartbeats that were granted, by node.
-    granted: BTreeMap<String, Vec<Instant>>,
+    /// When agents sent the heartbeats that were granted and when they were told so, by node.
+    granted: BTreeMap<String, Vec<(Instant, Instant)>>,
     /// Nodes that are called lost.
     lost: BTreeSet<String>,
     violations: Vec<String>,
@@ -103,8 +103,9 @@ impl Inner {
         } else if self.lost.insert(name.clone()) {
             let now = Instant::now();
             let granted = self.granted.get(&name).into_iter().flatten();
-            let late = granted.filter(|sent| **sent + LEASE > now && **sent + DECIDED_MAX < now);
-            if let Some(sent) = late.max() {
+            // One that was long on its way may have been granted after it was decided.
+            let late = granted.filter(|(sent, told)| *sent + LEASE > now && *told + DECIDED_MAX < now);
+            if let Some((sent, _)) = late.max() {
                 let ago = now - *sent;
                 self.violations.push(format!(
                     "node {name} is called lost, and a heartbeat that it sent {ago:?} ago was granted"
@@ -181,7 +182,13 @@ impl History {
 
     /// An agent is told that its lease was renewed by a heartbeat that it sent then.
     pub(super) fn granted(&self, node: &str, sent: Instant) {
-        self.lock().granted.entry(node.to_owned()).or_default().push(sent);
+        let told = Instant::now();
+        let mut inner = self.lock();
+        inner
+            .granted
+            .entry(node.to_owned())
+            .or_default()
+            .push((sent, told));
     }
 
     /// A member leads in a term.
