@@ -4,6 +4,7 @@
 //! One controller, so that what is seen is the member's own: on this machine the snapshots of three would be made at once
 //! by two processors. The state is of ConfigMaps, as large as one of 150,000 pods.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,18 +62,17 @@ fn main() -> anyhow::Result<()> {
     let arguments = kernel::command_line(cluster.process("controller-1").pid);
     let data = arguments.iter().skip_while(|word| *word != "--data-dir").nth(1);
     let data = Path::new(data.context("a controller is told where its data is")?);
-    let being_made = data.join("snapshots/.snapshot.tmp");
+    let directory = data.join("snapshots");
     ensure!(
-        being_made.parent().is_some_and(|directory| directory.is_dir()),
-        "{} is where snapshots are made",
-        being_made.display()
+        !making(&directory)?,
+        "a snapshot is made before anything is written"
     );
     let (snapshots, over) = (Mutex::new(Vec::new()), AtomicBool::new(false));
     let writes = thread::scope(|scope| {
-        scope.spawn(|| {
+        let looking = scope.spawn(|| {
             let mut since = None;
             while !over.load(Ordering::Relaxed) {
-                match (being_made.exists(), since) {
+                match (making(&directory)?, since) {
                     (true, None) => since = Some(Instant::now()),
                     (false, Some(from)) => {
                         let to = Instant::now();
@@ -86,10 +86,12 @@ fn main() -> anyhow::Result<()> {
                 }
                 thread::sleep(LOOK);
             }
+            anyhow::Ok(())
         });
         let made = || snapshots.lock().expect("nobody panics with it").len();
         let writes = runtime.block_on(write_until(&mut api, || made() >= SNAPSHOTS));
         over.store(true, Ordering::Relaxed);
+        looking.join().expect("it does not panic")?;
         writes
     })?;
 
@@ -110,6 +112,16 @@ fn main() -> anyhow::Result<()> {
         slowest(&quiet),
     );
     Ok(())
+}
+
+/// Whether a snapshot is being made: it has another name until it is whole.
+fn making(directory: &Path) -> anyhow::Result<bool> {
+    for file in fs::read_dir(directory)? {
+        if file?.file_name().to_string_lossy().ends_with(".snapshot.tmp") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn slowest(spans: &[Span]) -> f64 {
