@@ -174,7 +174,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     };
     loops.spawn(metrics::serve(metrics_listener, sources));
     let api_tls = Arc::new(live.server_config(&ca, ClientAuth::Optional)?);
-    let revoked = Revoked::follow(node.applied());
+    let revoked = Revoked::new(node.revocations());
     let incoming = listen::accept(api_listener, api_tls, API_CONNECTIONS_MAX, revoked);
     let api = tokio::spawn(
         Server::builder()

@@ -26,7 +26,7 @@ use crate::security::ca::{Authority, Subject};
 use crate::security::identity::{Authenticated, Identity};
 use crate::security::token::{Role, create};
 use crate::security::{new_uuid, unix_now};
-use crate::setup::{NewCluster, Places, SetupError, init, join};
+use crate::setup::{NewCluster, Places, SetupError, init, issue_admin, join};
 
 /// Each controller has a loopback address of its own, so that no port is fought for.
 fn address() -> IpAddr {
@@ -359,4 +359,26 @@ async fn bad_networks_are_refused_and_leave_no_controller() {
     )
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_administrator_is_made_on_a_controllers_machine_and_writes_over_nothing() {
+    let controller = Controller::begun().await;
+    let file = controller.places.config.join("rescue.yaml");
+    issue_admin(&controller.places, "rescue", &file).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&controller.api()), "{text}");
+    let (_, rest) = text.split_once("cert: |\n").unwrap();
+    let (certificate, _) = rest.split_once("key: |").unwrap();
+    let certificate: String = certificate
+        .lines()
+        .map(|line| format!("{}\n", line.trim()))
+        .collect();
+    let der = rpc::tls::certificates(&certificate, "").unwrap().remove(0);
+    let made = Authenticated::from_certificate(&der).unwrap();
+    assert!(made.identity.is_admin() && made.identity.to_string() == "rescue");
+    let before = std::fs::read(&file).unwrap();
+    let again = issue_admin(&controller.places, "rescue", &file).unwrap_err();
+    assert!(matches!(again, SetupError::InTheWay { .. }), "{again}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
 }

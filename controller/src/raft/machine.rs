@@ -10,7 +10,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, Raf
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message;
 use proto::state::v1::{Command, CommandReply, command};
-use state::{Change, SCHEMA_LEVEL, State};
+use state::{Change, Revocations, SCHEMA_LEVEL, State};
 use tokio::sync::{broadcast, watch};
 
 use super::log::WriteBy;
@@ -52,6 +52,8 @@ pub enum Changed {
 #[derive(Clone)]
 pub(super) struct Published {
     pub(super) applied: watch::Sender<Applied>,
+    /// Changes seldom, and many connections wait for that.
+    pub(super) revocations: watch::Sender<Revocations>,
     pub(super) changes: broadcast::Sender<Changed>,
 }
 
@@ -61,8 +63,13 @@ impl Published {
             state: State::new(),
             log_id: None,
         });
+        let (revocations, _) = watch::channel(Revocations::default());
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
-        Self { applied, changes }
+        Self {
+            applied,
+            revocations,
+            changes,
+        }
     }
 }
 
@@ -115,6 +122,14 @@ impl<D: Dir> StateMachine<D> {
         self.published.applied.send_replace(Applied {
             state: self.state.clone(),
             log_id: self.last,
+        });
+        let revocations = self.state.revocations();
+        self.published.revocations.send_if_modified(|known| {
+            let news = !known.ptr_eq(revocations);
+            if news {
+                known.clone_from(revocations);
+            }
+            news
         });
         for changes in pending.changes.drain(..) {
             if self.published.changes.send(changes).is_err() {

@@ -14,7 +14,7 @@ use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
 use seal::Keys;
-use state::State;
+use state::{Revocations, State};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::disk;
@@ -290,6 +290,11 @@ impl<D: Dir> Node<D> {
     /// What this member has applied: possibly behind the leader.
     pub fn stale(&self) -> State {
         self.inner.published.applied.borrow().state.clone()
+    }
+
+    /// Certificates that are refused, as far as this member has applied, as they change.
+    pub(crate) fn revocations(&self) -> watch::Receiver<Revocations> {
+        self.inner.published.revocations.subscribe()
     }
 
     /// What this member has applied, as it moves.

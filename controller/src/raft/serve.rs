@@ -44,7 +44,7 @@ impl<D: Dir> Node<D> {
         more: Routes,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        let revoked = Revoked::follow(self.applied());
+        let revoked = Revoked::new(self.revocations());
         let incoming = listen::accept(listener, Arc::new(tls), CONNECTIONS_MAX, revoked);
         Server::builder()
             .max_connection_age(CONNECTION_AGE_MAX)

@@ -12,7 +12,6 @@ use tokio::sync::watch;
 
 use super::ca::ADMIN_LIFE;
 use super::identity::Authenticated;
-use crate::raft::Applied;
 
 /// Clocks of members may differ by this much: what one of them issued just before, as its own clock has it, is revoked too.
 const CLOCKS_APART_SECONDS: u64 = 60;
@@ -24,20 +23,8 @@ pub struct Revoked {
 }
 
 impl Revoked {
-    /// Follows what a member applies.
-    pub fn follow(mut applied: watch::Receiver<Applied>) -> Self {
-        let now = applied.borrow_and_update().state.revocations().clone();
-        let (sender, known) = watch::channel(now);
-        tokio::spawn(async move {
-            while applied.changed().await.is_ok() {
-                let now = applied.borrow_and_update().state.revocations().clone();
-                sender.send_if_modified(|known| {
-                    let news = !known.ptr_eq(&now);
-                    *known = now;
-                    news
-                });
-            }
-        });
+    /// As a member tells it.
+    pub fn new(known: watch::Receiver<Revocations>) -> Self {
         Self { known }
     }
 

@@ -90,7 +90,7 @@ impl Controller {
         let tls = live
             .server_config(ca.certificate(), ClientAuth::Optional)
             .unwrap();
-        let incoming = listen::accept(listener, Arc::new(tls), 64, Revoked::follow(node.applied()));
+        let incoming = listen::accept(listener, Arc::new(tls), 64, Revoked::new(node.revocations()));
         let (running, stopped) = watch::channel(false);
         let audit = Audit::open(&tmp.path().join("audit"), &format!("c{id}")).unwrap();
         let routes = parts.start(&node, ca.clone(), audit, &mut loops, stopped);
