@@ -12,9 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use proto::v1::{ConfigMap, Object, ObjectMeta, object};
+use rpc::v1::ApplyRequest;
 use rpc::v1::api_client::ApiClient;
-use rpc::v1::{ApplyItem, ApplyRequest};
+use tests::access::config_map;
 use tests::{Access, Cluster, can_run, kernel};
 use tonic::transport::Channel;
 
@@ -167,25 +167,8 @@ async fn apply(
     names: impl Iterator<Item = String>,
     value: &str,
 ) -> anyhow::Result<()> {
-    let item = |name: String| {
-        let config_map = ConfigMap {
-            metadata: Some(ObjectMeta {
-                name,
-                namespace: "default".to_owned(),
-                ..Default::default()
-            }),
-            data: [("value".to_owned(), value.to_owned())].into(),
-            ..Default::default()
-        };
-        ApplyItem {
-            object: Some(Object {
-                object: Some(object::Object::ConfigMap(config_map)),
-            }),
-            ..Default::default()
-        }
-    };
     let request = ApplyRequest {
-        items: names.map(item).collect(),
+        items: names.map(|name| config_map(&name, value.to_owned())).collect(),
         ..Default::default()
     };
     let answer = api.apply(request).await?.into_inner();

@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use proto::v1::{ConfigMap, Object, ObjectMeta, object};
 use rpc::tls::TlsError;
+use rpc::v1::ApplyItem;
 use serde::Deserialize;
 use tonic::transport::Channel;
 
@@ -39,5 +41,24 @@ impl Access {
         let endpoint = &self.endpoints[member % self.endpoints.len()];
         let identity = (self.cert.as_str(), self.key.as_str());
         rpc::tls::channel(std::slice::from_ref(endpoint), &self.ca, Some(identity))
+    }
+}
+
+/// A ConfigMap of the namespace `default` with one value, to be applied.
+pub fn config_map(name: &str, value: String) -> ApplyItem {
+    let config_map = ConfigMap {
+        metadata: Some(ObjectMeta {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            ..Default::default()
+        }),
+        data: [("value".to_owned(), value)].into(),
+        ..Default::default()
+    };
+    ApplyItem {
+        object: Some(Object {
+            object: Some(object::Object::ConfigMap(config_map)),
+        }),
+        ..Default::default()
     }
 }

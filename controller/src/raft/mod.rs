@@ -28,6 +28,8 @@ pub use types::{Member, MemberId};
 #[cfg(test)]
 mod cluster_test;
 #[cfg(test)]
+mod disk_test;
+#[cfg(test)]
 mod gather_test;
 #[cfg(test)]
 mod seal_test;

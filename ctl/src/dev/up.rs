@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pbjson_types::Timestamp;
 use proto::v1::object::Object as Kind;
-use rpc::v1::{CreateTokenRequest, MembersRequest};
+use rpc::v1::{CreateTokenRequest, Member, MembersRequest};
 
 use super::layout::{Cluster as Record, Layout, Process};
 use super::{Up, network, process};
@@ -33,7 +33,7 @@ struct Run<'a> {
     args: &'a Up,
     bin: PathBuf,
     record: Record,
-    deadline: Instant,
+    time: Time,
 }
 
 pub(super) async fn up(layout: &Layout, args: &Up, config: &Path, out: &mut Output) -> Result<(), CtlError> {
@@ -43,7 +43,7 @@ pub(super) async fn up(layout: &Layout, args: &Up, config: &Path, out: &mut Outp
         ));
     }
     if let Some(record) = Record::read(layout)? {
-        return revive(layout, &record, args, out);
+        return revive(layout, &record, args, config, out).await;
     }
     let mut run = Run {
         layout,
@@ -56,7 +56,7 @@ pub(super) async fn up(layout: &Layout, args: &Up, config: &Path, out: &mut Outp
             nodes: args.nodes,
             processes: Vec::new(),
         },
-        deadline: Instant::now() + Duration::from_secs(args.timeout),
+        time: Time::of(args),
     };
     match run.start(config, out).await {
         Ok(()) => Ok(()),
@@ -70,8 +70,16 @@ pub(super) async fn up(layout: &Layout, args: &Up, config: &Path, out: &mut Outp
     }
 }
 
-/// A second `up`: starts again what has ended, as it was.
-fn revive(layout: &Layout, record: &Record, args: &Up, out: &mut Output) -> Result<(), CtlError> {
+/// A second `up`: starts again what has ended, as it was, and waits for a controller that leads. Nodes are not waited for:
+/// whoever cut one off does not want to wait for it.
+async fn revive(
+    layout: &Layout,
+    record: &Record,
+    args: &Up,
+    config: &Path,
+    out: &mut Output,
+) -> Result<(), CtlError> {
+    let time = Time::of(args);
     if (record.controllers, record.nodes) != (args.controllers, args.nodes) {
         return Err(CtlError::refused(format!(
             "cluster {} is up with {} controllers and {} nodes; `ctl dev down` first for another size",
@@ -92,6 +100,16 @@ fn revive(layout: &Layout, record: &Record, args: &Up, out: &mut Output) -> Resu
         }
     }
     record.write(layout)?;
+    let known = Config::read(config)?;
+    let context = known.context(Some(&layout.name), config).map_err(|_| {
+        CtlError::refused(format!(
+            "cluster {} was not brought up to the end the last time: `ctl dev down` first",
+            layout.name
+        ))
+    })?;
+    let cluster = Cluster::connect(context, None)?;
+    time.wait_until(&record, "a controller to lead", async || leads(&cluster).await)
+        .await?;
     out.note(format_args!(
         "cluster {} is up ({started} processes started again)",
         layout.name
@@ -113,20 +131,8 @@ impl Run<'_> {
         network::add_bridge(&self.layout.bridge, self.host()).await?;
         let context = self.first_controller().await?;
         let cluster = Cluster::connect(&context, None)?;
-        self.wait_until("the first controller to lead", async || {
-            let members = cluster
-                .api
-                .clone()
-                .members(MembersRequest {})
-                .await
-                .map_err(|status| cluster.error(status))?;
-            Ok(members
-                .into_inner()
-                .members
-                .iter()
-                .any(|member| member.role == "leader"))
-        })
-        .await?;
+        self.wait_until("the first controller to lead", async || leads(&cluster).await)
+            .await?;
         for number in 2..=self.args.controllers {
             self.further_controller(&cluster, number).await?;
         }
@@ -241,14 +247,8 @@ impl Run<'_> {
         process::run_to_end(&join)?;
         self.run_controller(number)?;
         self.wait_until(&format!("{name} to vote"), async || {
-            let members = cluster
-                .api
-                .clone()
-                .members(MembersRequest {})
-                .await
-                .map_err(|status| cluster.error(status))?;
-            let members = members.into_inner().members;
-            Ok(members
+            Ok(members(cluster)
+                .await?
                 .iter()
                 .any(|member| member.name == name && matches!(&*member.role, "follower" | "leader")))
         })
@@ -363,9 +363,33 @@ impl Run<'_> {
         self.record.write(self.layout)
     }
 
+    async fn wait_until(
+        &self,
+        what: &str,
+        ask: impl AsyncFnMut() -> Result<bool, CtlError>,
+    ) -> Result<(), CtlError> {
+        self.time.wait_until(&self.record, what, ask).await
+    }
+}
+
+/// How long all of it may take.
+struct Time {
+    deadline: Instant,
+    seconds: u64,
+}
+
+impl Time {
+    fn of(args: &Up) -> Self {
+        Self {
+            deadline: Instant::now() + Duration::from_secs(args.timeout),
+            seconds: args.timeout,
+        }
+    }
+
     /// Asks again until `true`; an error is only final when time is up or a process of ours has ended.
     async fn wait_until(
         &self,
+        record: &Record,
         what: &str,
         mut ask: impl AsyncFnMut() -> Result<bool, CtlError>,
     ) -> Result<(), CtlError> {
@@ -374,8 +398,7 @@ impl Run<'_> {
             if matches!(answer, Ok(true)) {
                 return Ok(());
             }
-            if let Some(ended) = self
-                .record
+            if let Some(ended) = record
                 .processes
                 .iter()
                 .find(|process| !process::is_running(process))
@@ -393,12 +416,25 @@ impl Run<'_> {
                     .unwrap_or_default();
                 return Err(CtlError::TimedOut {
                     what: format!("{what}{cause}"),
-                    seconds: self.args.timeout,
+                    seconds: self.seconds,
                 });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
+
+async fn members(cluster: &Cluster) -> Result<Vec<Member>, CtlError> {
+    let answer = cluster.api.clone().members(MembersRequest {}).await;
+    Ok(answer
+        .map_err(|status| cluster.error(status))?
+        .into_inner()
+        .members)
+}
+
+async fn leads(cluster: &Cluster) -> Result<bool, CtlError> {
+    let members = members(cluster).await?;
+    Ok(members.iter().any(|member| member.role == "leader"))
 }
 
 fn port(first: u16, number: u32) -> u16 {

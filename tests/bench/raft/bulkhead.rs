@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use proto::v1::{ConfigMap, Object, ObjectMeta, object};
 use rpc::v1::api_client::ApiClient;
-use rpc::v1::{ApplyItem, ApplyRequest, GetRequest, WatchRequest};
+use rpc::v1::{ApplyRequest, GetRequest, WatchRequest};
+use tests::access::config_map;
 use tests::{Access, Cluster};
 use tonic::transport::Channel;
 
@@ -41,23 +41,8 @@ impl Members {
 }
 
 pub(crate) async fn write(api: &mut ApiClient<Channel>, key: &str, value: String) -> anyhow::Result<()> {
-    let config_map = ConfigMap {
-        metadata: Some(ObjectMeta {
-            name: key.to_owned(),
-            namespace: "default".to_owned(),
-            ..Default::default()
-        }),
-        data: [("value".to_owned(), value)].into(),
-        ..Default::default()
-    };
-    let object = Object {
-        object: Some(object::Object::ConfigMap(config_map)),
-    };
     let request = ApplyRequest {
-        items: vec![ApplyItem {
-            object: Some(object),
-            ..Default::default()
-        }],
+        items: vec![config_map(key, value)],
         ..Default::default()
     };
     let answer = api.apply(request).await?.into_inner();
