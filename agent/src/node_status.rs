@@ -199,6 +199,7 @@ pub(crate) fn system_info(layout: &runtime::cgroup::Layout, idmapped_mounts: boo
         _ => "Disabled",
     };
     NodeSystemInfo {
+        schema_level: proto::SCHEMA_LEVEL,
         machine_id: line("/etc/machine-id"),
         boot_id: line("/proc/sys/kernel/random/boot_id"),
         kernel_version: line("/proc/sys/kernel/osrelease"),

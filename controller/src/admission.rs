@@ -15,7 +15,7 @@ use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::precondition::Expect;
 use proto::state::v1::{Apply, Command, Key, Operation, Precondition, Put, Transaction};
 use rpc::v1::{ApplyItem, ApplyResult, Prune, Refusal};
-use state::{OPERATIONS_MAX, SCHEMA_LEVEL, State};
+use state::{OPERATIONS_MAX, State, level};
 
 use crate::api::status::{Reason, by_state, refusal};
 use item::{Admission, Admitted};
@@ -80,6 +80,16 @@ pub(crate) fn decide(state: &State, asked: &Asked<'_>, now: Timestamp) -> Result
         }),
     };
 
+    for one in &admitted {
+        let needed = level::of_object(&one.object);
+        if needed > state.level() {
+            let message = format!(
+                "needs schema level {needed}, and not every controller knows more than {}: upgrade those that `ctl cluster members` shows with less",
+                state.level()
+            );
+            refusals.push(refusal(one.item, "", Reason::Invalid, message));
+        }
+    }
     let trial = try_out(state, &admitted, asked.manager, now, &mut refusals);
     if !refusals.is_empty() {
         refusals.sort_by(|a, b| (a.item, &a.path).cmp(&(b.item, &b.path)));
@@ -178,7 +188,6 @@ fn try_out(
         };
         let command = Command {
             time: Some(now),
-            level: SCHEMA_LEVEL,
             kind: Some(Body::Transaction(transaction)),
             ..Command::default()
         };

@@ -373,7 +373,6 @@ async fn begin_cluster(places: &Places, new: &NewCluster) -> Result<PathBuf, Set
             seconds: unix_now() as i64,
             nanos: 0,
         }),
-        level: state::SCHEMA_LEVEL,
         kind: Some(command::Kind::Settings(settings)),
         ..Default::default()
     };
@@ -440,6 +439,7 @@ pub async fn join(
         name: name.to_owned(),
         address: address.to_owned(),
         peer_address: peer_address.to_owned(),
+        schema_level: state::SCHEMA_LEVEL,
     };
     let answer = JoinClient::new(channel).join_member(request).await;
     let answer = answer

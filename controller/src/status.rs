@@ -11,7 +11,7 @@ use proto::state::v1::command_reply::Reply;
 use proto::state::v1::{Command, NodeStatusUpdate, PodStatusUpdate, StatusBatch, command};
 use proto::v1::NodeStatus;
 use rpc::v1::PodReport;
-use state::{SCHEMA_LEVEL, STATUS_BYTES_MAX, State};
+use state::{STATUS_BYTES_MAX, State};
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -185,7 +185,6 @@ impl Reports {
             let command = Command {
                 request_id: String::new(), // the latest wins: proposing it twice does no harm
                 time: Some(clock::timestamp(clock::now_ms())),
-                level: SCHEMA_LEVEL,
                 kind: Some(command::Kind::Status(batch.clone())),
                 ..Default::default()
             };
@@ -217,7 +216,6 @@ fn news(mut state: State, batch: StatusBatch) -> StatusBatch {
     let time = clock::timestamp(clock::now_ms());
     let command = |update: &PodStatusUpdate| Command {
         time: Some(time),
-        level: SCHEMA_LEVEL,
         kind: Some(command::Kind::Status(StatusBatch {
             pods: vec![update.clone()],
             nodes: Vec::new(),
@@ -362,7 +360,6 @@ mod tests {
         let mut state = State::new();
         let mut carry_out = |kind: command::Kind| {
             let outcome = state.apply(&Command {
-                level: SCHEMA_LEVEL,
                 kind: Some(kind),
                 ..Default::default()
             });

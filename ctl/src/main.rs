@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod output;
 mod pods;
+mod pruned;
 mod rows;
 mod selected;
 mod target;

@@ -151,6 +151,14 @@ fn what_an_apply_would_do_is_shown_and_what_is_left_out_is_pruned() {
     let client = cluster.ok(&["apply", "-f", &changed, "--dry-run=client"]);
     assert!(client.contains("configmap/a configured (dry run)"), "{client}");
     assert_eq!(shown(&cluster, "configmap/a", "/data/key"), "one");
+    let diff = cluster.ctl(&[&["diff", "-f", &changed][..], &set].concat());
+    assert_eq!(diff.code, 1, "{}{}", diff.stdout, diff.stderr);
+    assert!(
+        diff.stdout.contains("LIVE/v1.ConfigMap.default.b") && diff.stdout.contains("-kind: ConfigMap\n"),
+        "{}",
+        diff.stdout
+    );
+    assert_eq!(shown(&cluster, "configmap/b", "/data/key"), "one");
     let applied = cluster.ok(&[&["apply", "-f", &changed][..], &set].concat());
     assert!(
         applied.contains("configmap/a configured") && applied.contains("configmap/b pruned"),

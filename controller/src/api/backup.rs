@@ -10,7 +10,7 @@ use proto::state::v1::Restore;
 use proto::state::v1::command::Kind as Body;
 use rpc::v1::backup_part::Part;
 use rpc::v1::{BackupEnd, BackupPart, BackupStart, KindCount, RestoreResponse};
-use state::{SCHEMA_LEVEL, State};
+use state::State;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,7 +63,7 @@ impl Service {
             cluster_id: settings.cluster_id.clone(),
             revision: state.revision(),
             time: Some(clock::timestamp(clock::now_ms())),
-            schema_level: SCHEMA_LEVEL,
+            schema_level: state.level(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             counts,
         };
@@ -99,14 +99,16 @@ impl Service {
                 "the first message of a restore is `start`",
             ));
         };
-        if start.schema_level > SCHEMA_LEVEL {
+        // Before much is sent; each part asks again.
+        let state = self.state().await?;
+        if start.schema_level > state.level() {
             return Err(Status::failed_precondition(format!(
-                "the backup needs schema level {}, this controller knows {SCHEMA_LEVEL}: upgrade the controllers first",
-                start.schema_level
+                "the backup needs schema level {}, not every controller knows more than {}: upgrade the controllers first",
+                start.schema_level,
+                state.level()
             )));
         }
-        // Before much is sent; each part asks again.
-        if let Some(message) = self.state().await?.occupied() {
+        if let Some(message) = state.occupied() {
             return Err(refused_one(Reason::Conflict, message));
         }
         let id = new_uuid();
@@ -257,7 +259,6 @@ mod tests {
             ..Default::default()
         };
         let command = proto::state::v1::Command {
-            level: SCHEMA_LEVEL,
             kind: Some(Body::Settings(settings)),
             ..Default::default()
         };

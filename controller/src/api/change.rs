@@ -297,7 +297,6 @@ mod tests {
     fn do_it(state: &mut State, kind: Body) {
         let outcome = state.apply(&Command {
             time: Some(crate::clock::timestamp(1_000)),
-            level: 1,
             kind: Some(kind),
             ..Default::default()
         });

@@ -9,6 +9,7 @@ use rpc::v1::{
     CreateTokenRequest, CreateTokenResponse, ListTokensResponse, Member, MembersResponse, ProgressReply,
     RemoveMemberRequest, RemoveMemberResponse, RevokeTokenRequest, RevokeTokenResponse,
 };
+use state::SCHEMA_LEVEL_MIN;
 use tonic::Status;
 
 use super::status::{Reason, by_state, refusal, refused};
@@ -136,6 +137,7 @@ impl Service {
         MembersResponse {
             members: join_all(asked).await,
             cluster_id: settings.map(|settings| settings.cluster_id).unwrap_or_default(),
+            schema_level: self.node.stale().level(),
         }
     }
 
@@ -178,6 +180,7 @@ fn shown(member: MemberInfo, leader: Option<MemberId>, progress: Option<Progress
         Some(_) if member.voter => "follower",
         Some(_) => "learner",
     };
+    let schema_level = progress.map_or(0, |progress| progress.schema_level.max(SCHEMA_LEVEL_MIN));
     let progress = progress.unwrap_or_default();
     Member {
         id: member.id,
@@ -189,6 +192,7 @@ fn shown(member: MemberInfo, leader: Option<MemberId>, progress: Option<Progress
         applied_index: progress.applied_index,
         term: progress.term,
         nearly_full: progress.nearly_full,
+        schema_level,
     }
 }
 

@@ -9,7 +9,7 @@ use proto::state::v1::command_reply::Reply;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{Command, DeleteOp, Operation, Transaction};
 use rpc::v1::{DeleteRequest, DeleteResponse, Refusal};
-use state::{OPERATIONS_MAX, SCHEMA_LEVEL, State};
+use state::{OPERATIONS_MAX, State};
 use tonic::Status;
 
 use super::status::{Reason, by_state, refusal, refused, refused_one};
@@ -109,7 +109,6 @@ fn refused_by_state(state: &State, item: usize, operation: &Operation, now: Time
     };
     let outcome = state.clone().apply(&Command {
         time: Some(now),
-        level: SCHEMA_LEVEL,
         kind: Some(Body::Transaction(transaction)),
         ..Command::default()
     });

@@ -137,10 +137,10 @@ impl Service {
         let command = Command {
             request_id,
             time: Some(clock::timestamp(clock::now_ms())),
-            level: SCHEMA_LEVEL,
             kind: Some(kind),
             actor: by.actor.clone(),
             verb: by.verb.clone(),
+            ..Default::default()
         };
         let CommandReply { reply } = self.node.propose(command).await.map_err(proposing)?;
         match reply {

@@ -136,6 +136,7 @@ pub(crate) fn reading(cause: ReadError) -> Status {
 pub(crate) fn proposing(cause: ProposeError) -> Status {
     match cause {
         ProposeError::TooLarge { .. } => Status::invalid_argument(cause.to_string()),
+        ProposeError::Level { .. } => Status::failed_precondition(cause.to_string()),
         ProposeError::NearlyFull { .. } | ProposeError::Overloaded => {
             Status::resource_exhausted(cause.to_string())
         }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use proto::state::v1::command_reply::Reply;
-use proto::state::v1::{Command, CommandReply, StatusBatch, command};
+use proto::state::v1::{Command, CommandReply, RaiseLevel, StatusBatch, command};
 use state::plan::Lease;
-use state::{SCHEMA_LEVEL, State, plan, schedule};
+use state::{State, plan, schedule};
 use tokio::time::Instant;
 
 use crate::clock;
@@ -34,6 +34,8 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 const REFUSED_PAUSE_MAX: Duration = INTERVAL;
 /// After a command of which nothing is known.
 const FAILED_PAUSE: Duration = Duration::from_millis(200);
+/// How often members are asked what they can apply while some know less than this one.
+const LEVEL_INTERVAL: Duration = Duration::from_secs(5);
 /// Deciding may take half of one processor: a pass that took longer than this is followed by a rest as long as itself.
 const QUICK: Duration = Duration::from_millis(5);
 
@@ -88,9 +90,15 @@ impl Drive {
         }
         let mut applied = self.node.applied();
         let mut pause = REFUSED_PAUSE;
+        let mut levels_asked = None;
         loop {
             let began = Instant::now();
             let state = applied.borrow_and_update().state.clone();
+            let lately = levels_asked.is_some_and(|asked: Instant| asked.elapsed() < LEVEL_INTERVAL);
+            if state.level() < self.node.schema_level() && !lately {
+                levels_asked = Some(began);
+                self.raise_level(&state).await;
+            }
             let pass = self.pass(&state, term).await;
             if pass.proposed > 0 {
                 tracing::debug!(revision = state.revision(), ?pass, "a pass of the leader's loop");
@@ -121,6 +129,33 @@ impl Drive {
                 }
                 () = self.leases.changed() => {}
                 () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// Lets the cluster write what every member can apply: after the last one was upgraded.
+    async fn raise_level(&self, state: &State) {
+        let Some(level) = self
+            .node
+            .common_level()
+            .await
+            .filter(|level| *level > state.level())
+        else {
+            return;
+        };
+        let raise = Command {
+            request_id: new_uuid(),
+            time: Some(clock::timestamp(clock::now_ms())),
+            kind: Some(command::Kind::RaiseLevel(RaiseLevel { level })),
+            ..Default::default()
+        };
+        match self.node.propose(raise).await {
+            Ok(_) => tracing::info!(
+                level,
+                "every controller knows this schema level: it is in use from now on"
+            ),
+            Err(cause) => {
+                tracing::warn!(%cause, level, "the schema level was not raised; this is tried again")
             }
         }
     }
@@ -208,7 +243,6 @@ impl Drive {
             let nothing = Command {
                 request_id: new_uuid(),
                 time: Some(clock::timestamp(clock::now_ms())),
-                level: SCHEMA_LEVEL,
                 kind: Some(command::Kind::Status(StatusBatch::default())),
                 ..Default::default()
             };

@@ -265,7 +265,6 @@ mod tests {
 
         fn apply(&mut self, kind: command::Kind) {
             let command = Command {
-                level: 1,
                 kind: Some(kind),
                 ..Default::default()
             };

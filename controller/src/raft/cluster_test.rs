@@ -1,5 +1,6 @@
 //! Members in one process, over loopback with mTLS, on real disks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub(super) struct Cluster {
     pub(super) tmp: tempfile::TempDir,
     addresses: Vec<(MemberId, String)>,
     snapshot_entries: u64,
+    /// Members that know less than this version.
+    pub(super) levels: BTreeMap<MemberId, u32>,
 }
 
 /// More than any test has.
@@ -78,6 +81,7 @@ impl Cluster {
             tmp: tempfile::tempdir().unwrap(),
             addresses: Vec::new(),
             snapshot_entries,
+            levels: BTreeMap::new(),
         }
     }
 
@@ -89,6 +93,7 @@ impl Cluster {
             // Debug builds on a loaded machine: slower than the defaults, the same relations.
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(300), Duration::from_millis(600)),
+            schema_level: self.levels.get(&id).copied().unwrap_or(state::SCHEMA_LEVEL),
             ..NodeConfig::new(id, self.keys[id as usize].clone())
         }
     }
@@ -104,10 +109,15 @@ impl Cluster {
 
     pub(super) async fn start(&mut self, id: MemberId) -> Running {
         let (log, snapshots) = open_dirs(&self.tmp.path().join(id.to_string())).await;
-        self.start_on(id, log, snapshots).await
+        self.start_on(id, log, snapshots).await.unwrap()
     }
 
-    async fn start_on<D: Dir>(&mut self, id: MemberId, log: D, snapshots: D) -> Running<D> {
+    pub(super) async fn start_on<D: Dir>(
+        &mut self,
+        id: MemberId,
+        log: D,
+        snapshots: D,
+    ) -> Result<Running<D>, StartError> {
         let known = self
             .addresses
             .iter()
@@ -126,9 +136,7 @@ impl Cluster {
             .unwrap();
         let live = LiveCertificate::new(&issued).unwrap();
         let client = live.client_config(self.ca.certificate()).unwrap();
-        let node = Node::start(self.config(id), log, snapshots, client)
-            .await
-            .unwrap();
+        let node = Node::start(self.config(id), log, snapshots, client).await?;
         let tls = live
             .server_config(self.ca.certificate(), ClientAuth::Required)
             .unwrap();
@@ -141,21 +149,27 @@ impl Cluster {
                 .await
                 .unwrap();
         });
-        Running { node, stop, server }
+        Ok(Running { node, stop, server })
     }
 
     /// Three voters.
     pub(super) async fn three(snapshot_entries: u64) -> (Self, Vec<Running>) {
         let mut cluster = Self::new(snapshot_entries);
-        let first = cluster.start(1).await;
-        first.node.initialize(cluster.member(1)).await.unwrap();
+        let running = cluster.start_three().await;
+        (cluster, running)
+    }
+
+    /// Three voters, the first of them leads.
+    pub(super) async fn start_three(&mut self) -> Vec<Running> {
+        let first = self.start(1).await;
+        first.node.initialize(self.member(1)).await.unwrap();
         let mut running = vec![first];
         for id in [2, 3] {
-            running.push(cluster.start(id).await);
-            running[0].node.add_learner(id, cluster.member(id)).await.unwrap();
+            running.push(self.start(id).await);
+            running[0].node.add_learner(id, self.member(id)).await.unwrap();
             running[0].node.promote(id).await.unwrap();
         }
-        (cluster, running)
+        running
     }
 }
 
@@ -345,7 +359,7 @@ async fn a_leader_that_lost_what_others_have_does_not_lead_on() {
     let mut cluster = Cluster::new(1000);
     let log = SimDir::new(Fault::None, 1);
     let snapshots = SimDir::new(Fault::None, 2);
-    let first = cluster.start_on(1, log.clone(), snapshots.clone()).await;
+    let first = cluster.start_on(1, log.clone(), snapshots.clone()).await.unwrap();
     first.node.initialize(cluster.member(1)).await.unwrap();
     let mut others = Vec::new();
     for id in [2, 3] {
@@ -372,7 +386,7 @@ async fn a_leader_that_lost_what_others_have_does_not_lead_on() {
     let (log, snapshots) = (log.after_crash(Fault::None), snapshots.after_crash(Fault::None));
     first.kill().await;
     drop(sent.await.unwrap()); // nobody was told, or everybody: both are right
-    let first = cluster.start_on(1, log, snapshots).await;
+    let first = cluster.start_on(1, log, snapshots).await.unwrap();
     applied(first.node.propose(write("after")).await.unwrap());
     let state = first.node.read().await.unwrap();
     assert!(has(&state, "sent"), "two of three had it on their disks");

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use prost::Message;
+use proto::state::v1::command::Kind;
 use proto::state::v1::{Command, CommandReply};
 use rpc::v1::change_members_request::Change;
 use rpc::v1::raft_client::RaftClient;
@@ -11,7 +12,7 @@ use rpc::v1::{
     ChangeMembersRequest, MemberAddress, ProgressReply, ProgressRequest, ProposeRequest, ReadIndexRequest,
     change_members_reply, propose_reply, read_index_reply,
 };
-use state::State;
+use state::{State, level};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -58,6 +59,16 @@ pub enum ProposeError {
     Unknown {
         /// What came instead of an answer.
         cause: String,
+    },
+    /// Not every member can apply it; nothing was written.
+    #[error(
+        "it needs schema level {needed}, and not every controller knows more than {known}: upgrade those that `ctl cluster members` shows with less"
+    )]
+    Level {
+        /// Of what was to be written.
+        needed: u32,
+        /// Of the cluster.
+        known: u32,
     },
     /// This member is ending.
     #[error("this controller is stopping: {cause}")]
@@ -158,7 +169,16 @@ fn failed<T>(status: &Status) -> Try<T> {
 impl<D: Dir> Node<D> {
     /// Commits a command, here or at the leader, and gives what applying it answered. A command with a request id is
     /// tried again until its fate is known; one without is not, once it may have happened.
-    pub async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
+    pub async fn propose(&self, mut command: Command) -> Result<CommandReply, ProposeError> {
+        command.level = level::of(&command);
+        let known = self.inner.published.applied.borrow().state.level();
+        // Whoever raises the level has asked every member.
+        if command.level > known && !matches!(command.kind, Some(Kind::RaiseLevel(_))) {
+            return Err(ProposeError::Level {
+                needed: command.level,
+                known,
+            });
+        }
         let bytes = command.encoded_len();
         if bytes > COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes });

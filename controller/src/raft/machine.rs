@@ -10,7 +10,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, Raf
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message;
 use proto::state::v1::{Command, CommandReply, command};
-use state::{Change, Revocations, SCHEMA_LEVEL, State};
+use state::{Change, Revocations, State};
 use tokio::sync::{broadcast, watch};
 
 use super::log::WriteBy;
@@ -76,6 +76,8 @@ impl Published {
 pub(super) struct StateMachine<D: Dir> {
     snapshots: Snapshots<D>,
     write_by: WriteBy,
+    /// The newest schema level that this member can apply.
+    level: u32,
     state: State,
     last: Option<LogId>,
     membership: StoredMembership,
@@ -84,10 +86,11 @@ pub(super) struct StateMachine<D: Dir> {
 
 impl<D: Dir> StateMachine<D> {
     /// Begins with nothing: the consensus library installs the snapshot that is there, then applies what follows.
-    pub(super) fn new(snapshots: Snapshots<D>, write_by: WriteBy, published: Published) -> Self {
+    pub(super) fn new(snapshots: Snapshots<D>, write_by: WriteBy, level: u32, published: Published) -> Self {
         Self {
             snapshots,
             write_by,
+            level,
             state: State::new(),
             last: None,
             membership: StoredMembership::default(),
@@ -97,10 +100,10 @@ impl<D: Dir> StateMachine<D> {
 
     /// Carries out the commands of an entry.
     fn apply_entry(&mut self, bytes: &[u8], pending: &mut Pending) -> io::Result<Vec<CommandReply>> {
-        let command = decode(bytes)?;
+        let command = self.decode(bytes)?;
         let commands = match command.kind {
             Some(command::Kind::Batch(batch)) => {
-                let commands = batch.commands.iter().map(|bytes| decode(bytes));
+                let commands = batch.commands.iter().map(|bytes| self.decode(bytes));
                 commands.collect::<io::Result<_>>()?
             }
             _ => vec![command],
@@ -141,23 +144,28 @@ impl<D: Dir> StateMachine<D> {
         }
         pending.commands = 0;
     }
-}
 
-fn decode(bytes: &[u8]) -> io::Result<Command> {
-    // Every member has to come to the same state: one that can't read an entry must not go on.
-    let command = Command::decode(bytes).map_err(|cause| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a committed command can't be decoded: {cause}"),
-        )
-    })?;
-    if command.level > SCHEMA_LEVEL {
-        let (level, known) = (command.level, SCHEMA_LEVEL);
-        return Err(io::Error::other(format!(
-            "a committed command needs schema level {level}, this version knows {known}: install the newer one"
-        )));
+    fn decode(&self, bytes: &[u8]) -> io::Result<Command> {
+        // Every member has to come to the same state: one that can't read an entry must not go on.
+        let command = Command::decode(bytes).map_err(|cause| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a committed command can't be decoded: {cause}"),
+            )
+        })?;
+        self.knows("a committed command", command.level)?;
+        Ok(command)
     }
-    Ok(command)
+
+    fn knows(&self, what: &str, level: u32) -> io::Result<()> {
+        match level > self.level {
+            false => Ok(()),
+            true => Err(io::Error::other(format!(
+                "{what} needs schema level {level}, this version knows {}: install the newer one",
+                self.level
+            ))),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -246,6 +254,7 @@ impl<D: Dir> RaftStateMachine<Types> for StateMachine<D> {
             Ok((written, state))
         })
         .await?;
+        self.knows("the snapshot", state.level())?;
         self.state = state;
         self.last = meta.last_log_id;
         self.membership = meta.last_membership;

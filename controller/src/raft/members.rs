@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
+use state::SCHEMA_LEVEL_MIN;
 
 use super::node::{At, Node, Refusal, within, write_failed};
 use super::types::{Member, MemberId, StoredMembership};
@@ -64,6 +66,17 @@ impl<D: Dir> Node<D> {
             .flat_map(|known| known.membership().get_joint_config());
         let common = configurations.cloned().reduce(|common, next| &common & &next);
         common.unwrap_or_default()
+    }
+
+    /// The newest schema level that every member says it can apply; None while one of them does not answer.
+    pub(crate) async fn common_level(&self) -> Option<u32> {
+        let members = self.members();
+        let asked = members.iter().map(|member| self.progress_of(member.id));
+        let levels = join_all(asked).await.into_iter();
+        let levels: Option<Vec<u32>> = levels
+            .map(|progress| Some(progress?.schema_level.max(SCHEMA_LEVEL_MIN)))
+            .collect();
+        levels?.into_iter().min()
     }
 
     /// Whether no change of the voters is half done, as far as this member knows: one whose leader is lost between its two

@@ -32,6 +32,8 @@ mod disk_test;
 #[cfg(test)]
 mod gather_test;
 #[cfg(test)]
+mod level_test;
+#[cfg(test)]
 mod seal_test;
 #[cfg(test)]
 mod stress_test;

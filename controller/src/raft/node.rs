@@ -14,7 +14,7 @@ use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
 use seal::Keys;
-use state::{Revocations, State};
+use state::{Revocations, SCHEMA_LEVEL, State};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::disk;
@@ -59,6 +59,8 @@ pub struct NodeConfig {
     pub segment_bytes: u32,
     /// Who writes to the disk.
     pub write_by: WriteBy,
+    /// The newest schema level that it takes part at: less than it knows only in tests of members of different versions.
+    pub schema_level: u32,
 }
 
 impl NodeConfig {
@@ -74,6 +76,7 @@ impl NodeConfig {
             keep_entries: 10_000,
             segment_bytes: SEGMENT_BYTES,
             write_by: WriteBy::Thread,
+            schema_level: SCHEMA_LEVEL,
         }
     }
 
@@ -168,9 +171,10 @@ impl<D: Dir> Clone for Node<D> {
 pub(super) struct Inner<D: Dir> {
     pub(super) id: MemberId,
     write_by: WriteBy,
+    schema_level: u32,
     raft: Raft<Types, StateMachine<D>>,
     snapshots: Snapshots<D>,
-    published: Published,
+    pub(super) published: Published,
     pub(super) peers: Peers,
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
@@ -212,7 +216,12 @@ impl<D: Dir> Node<D> {
             },
         };
         let (store, snapshots) = opened?;
-        let machine = StateMachine::new(snapshots.clone(), write_by, published.clone());
+        let machine = StateMachine::new(
+            snapshots.clone(),
+            write_by,
+            config.schema_level,
+            published.clone(),
+        );
         let network = Network {
             peers: peers.clone(),
             disk: PhantomData,
@@ -232,6 +241,7 @@ impl<D: Dir> Node<D> {
         let inner = Arc::new(Inner {
             id: config.id,
             write_by,
+            schema_level: config.schema_level,
             raft,
             snapshots,
             published,
@@ -287,6 +297,11 @@ impl<D: Dir> Node<D> {
         self.inner.id
     }
 
+    /// The newest schema level that this member can apply.
+    pub(crate) fn schema_level(&self) -> u32 {
+        self.inner.schema_level
+    }
+
     /// What this member has applied: possibly behind the leader.
     pub fn stale(&self) -> State {
         self.inner.published.applied.borrow().state.clone()
@@ -322,6 +337,7 @@ impl<D: Dir> Node<D> {
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             term: metrics.current_term,
             nearly_full: self.nearly_full().is_some(),
+            schema_level: self.inner.schema_level,
         }
     }
 

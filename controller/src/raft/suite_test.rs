@@ -22,7 +22,11 @@ impl StoreBuilder<Types, LogStore<OsDir>, StateMachine<OsDir>, tempfile::TempDir
         let snapshots = OsDir::open(&tmp.path().join("snapshots")).unwrap();
         let snapshots = Snapshots::open(snapshots, keys.clone()).unwrap();
         let store = LogStore::open(log, SEGMENT_BYTES, keys, self.0).unwrap();
-        Ok((tmp, store, StateMachine::new(snapshots, self.0, Published::new())))
+        Ok((
+            tmp,
+            store,
+            StateMachine::new(snapshots, self.0, state::SCHEMA_LEVEL, Published::new()),
+        ))
     }
 }
 

@@ -11,7 +11,7 @@ use rpc::token::JoinToken;
 use rpc::v1::join_server::Join;
 use rpc::v1::{JoinMemberRequest, JoinMemberResponse, JoinNodeRequest, JoinNodeResponse};
 use state::rbac::Access;
-use state::{SCHEMA_LEVEL, State};
+use state::{SCHEMA_LEVEL_MIN, State};
 use tonic::{Code, Request, Response, Status};
 
 use super::ca::{Authority, CaError, Subject};
@@ -110,7 +110,6 @@ impl<D: Dir> JoinService<D> {
                 seconds: unix_now() as i64,
                 nanos: 0,
             }),
-            level: SCHEMA_LEVEL,
             kind: Some(kind),
             ..Default::default()
         };
@@ -260,6 +259,13 @@ impl<D: Dir> JoinService<D> {
         address(&request.peer_address, "address for members")?;
         let state = self.node.read().await.map_err(reading)?;
         let id = self.check(&state, &request.token, Role::Member, &request.name)?;
+        let level = request.schema_level.max(SCHEMA_LEVEL_MIN);
+        if level < state.level() {
+            return Err(Status::failed_precondition(format!(
+                "this controller knows schema level {level}, the cluster is at {}: install the version of the others",
+                state.level()
+            )));
+        }
         let cluster_id = Self::cluster_id(&state)?;
         if self
             .node

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use model::object;
 use proto::v1::{Event, EventSource, Node, NodeAddress, NodeStatus, ObjectReference, Pod};
 use rpc::v1::{Hello, PodReport};
-use state::{SCHEMA_LEVEL, State};
+use state::level::LEVELS_OF_AGENTS;
+use state::{SCHEMA_LEVEL_MIN, State};
 use tonic::Status;
 
 use super::desired::{INTERNAL_IP, Known};
@@ -17,15 +18,21 @@ const REASON_BYTES_MAX: usize = 128;
 /// Longest message of an event, in bytes: as in Kubernetes' API.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// The address in a Hello of an agent that this version understands.
-pub(super) fn check_hello(hello: &Hello) -> Result<Ipv4Addr, Status> {
-    if hello.schema_level < SCHEMA_LEVEL {
-        return Err(Status::failed_precondition(format!(
-            "the agent (version {}) knows schema level {}, the cluster needs {SCHEMA_LEVEL}: upgrade the agent",
+/// Whether an agent understands what is asked of it: any of this version, and the pods that are on its node.
+pub(super) fn check_level(hello: &Hello, pods: u32) -> Result<(), Status> {
+    let needed = SCHEMA_LEVEL_MIN.max(pods);
+    match hello.schema_level < needed {
+        false => Ok(()),
+        true => Err(Status::failed_precondition(format!(
+            "the agent (version {}) knows schema level {}, the cluster or a pod of this node needs {needed}: upgrade the agent",
             short(&hello.version, REASON_BYTES_MAX),
             hello.schema_level
-        )));
+        ))),
     }
+}
+
+/// The address in a Hello.
+pub(super) fn check_address(hello: &Hello) -> Result<Ipv4Addr, Status> {
     let refused = || Status::invalid_argument("the node's address has to be an IPv4 address of its own");
     let address: Ipv4Addr = hello.address.parse().map_err(|_| refused())?;
     if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
@@ -34,8 +41,23 @@ pub(super) fn check_hello(hello: &Hello) -> Result<Ipv4Addr, Status> {
     Ok(address)
 }
 
-/// A node's status with the address that its session began with.
-pub(super) fn node_status(mut status: NodeStatus, address: Ipv4Addr) -> NodeStatus {
+/// What a session knows of its agent from the Hello.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agent {
+    pub(super) address: Ipv4Addr,
+    pub(super) schema_level: u32,
+}
+
+/// A node's status with what its session began with, as far as every member of a cluster of this schema level can store it.
+pub(super) fn node_status(mut status: NodeStatus, agent: Agent, cluster: u32) -> NodeStatus {
+    let Agent {
+        address,
+        schema_level,
+    } = agent;
+    status.node_info.get_or_insert_default().schema_level = match cluster >= LEVELS_OF_AGENTS {
+        true => schema_level,
+        false => 0,
+    };
     status.addresses.retain(|known| known.r#type != INTERNAL_IP);
     let own = NodeAddress {
         r#type: INTERNAL_IP.to_owned(),
@@ -124,6 +146,7 @@ fn short(text: &str, bytes_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use proto::v1::ObjectMeta;
+    use state::SCHEMA_LEVEL;
     use tonic::Code;
 
     use super::*;
@@ -139,11 +162,15 @@ mod tests {
     #[test]
     fn an_agent_that_knows_too_little_or_has_no_address_is_refused() {
         assert_eq!(
-            check_hello(&hello(SCHEMA_LEVEL, "10.0.0.7")).unwrap(),
+            check_address(&hello(SCHEMA_LEVEL_MIN, "10.0.0.7")).unwrap(),
             Ipv4Addr::new(10, 0, 0, 7)
         );
-        let older = check_hello(&hello(SCHEMA_LEVEL - 1, "10.0.0.7")).unwrap_err();
-        assert_eq!(older.code(), Code::FailedPrecondition);
+        let check = |level, pods| check_level(&hello(level, "10.0.0.7"), pods);
+        check(SCHEMA_LEVEL_MIN, 0).unwrap();
+        check(SCHEMA_LEVEL, SCHEMA_LEVEL).unwrap();
+        for (level, pods) in [(SCHEMA_LEVEL_MIN - 1, 0), (SCHEMA_LEVEL_MIN, SCHEMA_LEVEL)] {
+            assert_eq!(check(level, pods).unwrap_err().code(), Code::FailedPrecondition);
+        }
         for bad in [
             "",
             "0.0.0.0",
@@ -153,7 +180,7 @@ mod tests {
             "::1",
             "10.0.0.7:80",
         ] {
-            let refused = check_hello(&hello(SCHEMA_LEVEL, bad)).unwrap_err();
+            let refused = check_address(&hello(SCHEMA_LEVEL, bad)).unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{bad}");
         }
     }
@@ -169,7 +196,16 @@ mod tests {
                 .to_vec(),
             ..Default::default()
         };
-        let status = node_status(claimed, Ipv4Addr::new(10, 0, 0, 7));
+        let agent = Agent {
+            address: Ipv4Addr::new(10, 0, 0, 7),
+            schema_level: SCHEMA_LEVEL,
+        };
+        let told = |cluster| {
+            let status = node_status(claimed.clone(), agent, cluster);
+            status.node_info.unwrap_or_default().schema_level
+        };
+        assert_eq!([told(SCHEMA_LEVEL_MIN), told(SCHEMA_LEVEL)], [0, SCHEMA_LEVEL]);
+        let status = node_status(claimed, agent, SCHEMA_LEVEL);
         let addresses: Vec<&str> = status
             .addresses
             .iter()

@@ -4,7 +4,6 @@
 //! gets one difference to the newest state when it reads on.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +52,7 @@ pub(super) async fn serve(
 ) {
     let talked = match begin(desk, name.clone(), authenticated, inbound).await {
         Ok(mut talk) => {
-            tracing::info!(node = name, address = %talk.address, "a session has begun");
+            tracing::info!(node = name, address = %talk.agent.address, "a session has begun");
             talk.run(&outbox).await
         }
         Err(status) => Err(status),
@@ -75,7 +74,7 @@ struct Talk {
     name: String,
     /// The node as it was when the session began.
     object: NodeObject,
-    address: Ipv4Addr,
+    agent: reported::Agent,
     authenticated: Arc<Authenticated>,
     inbound: Streaming<AgentMessage>,
     inbox: Inbox,
@@ -109,7 +108,10 @@ async fn begin(
     let Some(Up::Hello(hello)) = first.and_then(|message| message.message) else {
         return Err(Status::invalid_argument("the first message has to be Hello"));
     };
-    let address = reported::check_hello(&hello)?;
+    let agent = reported::Agent {
+        address: reported::check_address(&hello)?,
+        schema_level: hello.schema_level,
+    };
     let opening = desk.openings.clone().acquire_owned().await;
     // What an agent was told is acknowledged: a state that is behind it would undo what it has done.
     let state = read(&desk.node).await?;
@@ -120,6 +122,7 @@ async fn begin(
             state.revision()
         )));
     }
+    reported::check_level(&hello, state.level_needed_on(&name))?;
     let object = state.get(&node_key(&name)).and_then(object::into::<NodeObject>);
     let object = object.ok_or_else(|| dispatch::deleted(&name))?;
     let Hello {
@@ -144,14 +147,14 @@ async fn begin(
         desk,
         name,
         object,
-        address,
+        agent,
         authenticated,
         inbound,
     };
     // The marks count from `enter` on: what is in the state by now is in this first difference.
     talk.compare(true);
     drop(opening);
-    let status = reported::node_status(node.unwrap_or_default(), address);
+    let status = reported::node_status(node.unwrap_or_default(), agent, state.level());
     talk.desk.reports.node(&talk.name, status);
     // A Hello is as good as a heartbeat: the node is ready at once. Nobody waits for the answer.
     drop(talk.desk.renewals.renew(&talk.name));
@@ -291,7 +294,8 @@ impl Talk {
                 self.desk.reports.pods(&self.name, own);
             }
             Up::Node(status) => {
-                let status = reported::node_status(status, self.address);
+                let level = self.desk.node.applied().borrow().state.level();
+                let status = reported::node_status(status, self.agent, level);
                 self.desk.reports.node(&self.name, status);
             }
             Up::Events(reports) => self.events(reports.events),

@@ -98,6 +98,8 @@ pub(super) struct Machine {
     log: SimDir,
     snapshots: SimDir,
     process: Option<Process>,
+    /// The newest schema level that the installed version knows.
+    pub(super) level: u32,
 }
 
 struct Process {
@@ -109,9 +111,10 @@ struct Process {
 }
 
 impl Machine {
-    pub(super) fn new(id: MemberId, random: &mut Random) -> Self {
+    pub(super) fn new(id: MemberId, level: u32, random: &mut Random) -> Self {
         Self {
             id,
+            level,
             keys: Keys::new(Path::new("storage.keys"), vec![Key::generate()]),
             log: SimDir::new(Fault::None, random.next()),
             snapshots: SimDir::new(Fault::None, random.next()),
@@ -160,6 +163,7 @@ impl Machine {
             keep_entries,
             segment_bytes: 64 << 10,
             write_by: WriteBy::Task,
+            schema_level: self.level,
             ..NodeConfig::new(self.id, self.keys.clone())
         };
         let disks = (Disk::from(self.log.clone()), Disk::from(self.snapshots.clone()));

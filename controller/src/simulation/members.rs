@@ -136,6 +136,7 @@ impl Keeper {
             name: name.clone(),
             address,
             peer_address,
+            schema_level: state::SCHEMA_LEVEL,
         };
         let member = self.client.any_member();
         let mut joins = JoinClient::new(self.client.link(member));

@@ -5,7 +5,7 @@ use proto::state::v1::command::Kind as Body;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{Bind, Command, Operation, Transaction};
 use proto::v1::object::Object as Any;
-use state::{SCHEMA_LEVEL, State, schedule};
+use state::{State, schedule};
 
 use super::network::{CLIENTS, Host, Weather};
 use super::story::Story;
@@ -338,7 +338,6 @@ fn elsewhere(state: &State) -> Vec<Command> {
     });
     let commands = pods.take(REBOUND_MAX).map(|bind| Command {
         time: Some(clock::timestamp(clock::now_ms())),
-        level: SCHEMA_LEVEL,
         kind: Some(Body::Transaction(Transaction {
             operations: vec![Operation {
                 operation: Some(Op::Bind(bind)),

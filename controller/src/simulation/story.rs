@@ -11,7 +11,7 @@ use proto::state::v1::command_reply::Reply;
 use proto::state::v1::{ClusterSettings, Command, NodeJoin, StatusBatch};
 use proto::v1::object::Object as Any;
 use proto::v1::{Node as NodeObject, ObjectMeta};
-use state::{SCHEMA_LEVEL, State, invariant};
+use state::{SCHEMA_LEVEL, SCHEMA_LEVEL_MIN, State, invariant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -83,6 +83,8 @@ pub(super) struct Story {
     /// When machines and agents start again.
     starts: BTreeMap<Host, Instant>,
     ends: usize,
+    /// What new machines know: at first less, where a cluster is to be upgraded.
+    level: u32,
 }
 
 pub(super) async fn tell(seed: u64, authority: Arc<Authority>) -> Told {
@@ -101,6 +103,8 @@ pub(super) async fn tell(seed: u64, authority: Arc<Authority>) -> Told {
             return story.end();
         }
     };
+    // Whoever joins from now on is of the new version, and machines get it one by one as they start again.
+    story.level = SCHEMA_LEVEL;
     let until = Instant::now() + story.random.millis(1000 * TROUBLE_S.0, 1000 * TROUBLE_S.1);
     let (goal, goals) = watch::channel(None);
     let (mut clients, watchers) = story.begin_clients(until, &goals);
@@ -150,8 +154,13 @@ impl Story {
             endpoints: Endpoints::default(),
             busy: Duration::from_millis([0, 20, 300, 1500][random.below(4) as usize]),
         };
+        let level = match random.below(3) {
+            0 => SCHEMA_LEVEL_MIN,
+            _ => SCHEMA_LEVEL,
+        };
         let nodes = (1..=NODES).map(|number| agent::Node::new(number, &mut random));
         Self {
+            level,
             nodes: nodes.collect(),
             world,
             random,
@@ -235,7 +244,7 @@ impl Story {
     fn carry_out(&mut self, order: Order) {
         match order {
             Order::Start { id } => {
-                let mut machine = Machine::new(id, &mut self.random);
+                let mut machine = Machine::new(id, self.level, &mut self.random);
                 machine.set_latency(Duration::from_millis(2));
                 simulated::set_busy(id, self.world.busy);
                 machine.start(&self.world);
@@ -385,7 +394,10 @@ impl Story {
             self.starts.remove(&host);
             self.world.network.note(format_args!("{host} starts"));
             match self.machines.get_mut(&host) {
-                Some(machine) if !machine.runs() => machine.start(&self.world),
+                Some(machine) if !machine.runs() => {
+                    machine.level = self.level;
+                    machine.start(&self.world);
+                }
                 Some(_) => {}
                 None => {
                     if let Some(node) = self
@@ -415,7 +427,10 @@ impl Story {
             simulated::set_busy(*id, Duration::ZERO);
         }
         // A disk that is still to fail, or failed where nobody had to stop for it, is whole once its machine starts again.
-        let fails = |machine: &&Machine| machine.disks().iter().any(|disk| disk.fault() != Fault::None);
+        // Whoever still has the old version gets the new one.
+        let fails = |machine: &&Machine| {
+            machine.level < self.level || machine.disks().iter().any(|disk| disk.fault() != Fault::None)
+        };
         let failing: Vec<MemberId> = self
             .machines
             .values()
@@ -479,6 +494,13 @@ impl Story {
             states.push((*id, node.stale()));
         }
         let (first, state) = &states[0];
+        if state.level() < self.level {
+            return Err(format!(
+                "schema level {} is in use yet, all know {}",
+                state.level(),
+                self.level
+            ));
+        }
         let bytes: Vec<Vec<u8>> = state.encode().collect();
         for (id, other) in &states[1..] {
             if other.revision() != state.revision() {
@@ -535,7 +557,6 @@ async fn write(node: &Node, kind: Body) -> Result<(), String> {
     let command = Command {
         request_id: new_uuid(),
         time: Some(crate::clock::timestamp(crate::clock::now_ms())),
-        level: SCHEMA_LEVEL,
         kind: Some(kind),
         ..Default::default()
     };

@@ -245,6 +245,11 @@ impl Trial {
             Some(Body::NodeJoin(join)) => self.join(join),
             Some(Body::Restore(restore)) => self.restore(restore),
             Some(Body::Revocation(revocation)) => self.revoke(revocation),
+            Some(Body::RaiseLevel(raise)) => {
+                // Two leaders in turn may do it: it never falls.
+                self.state.level = self.state.level.max(raise.level.min(SCHEMA_LEVEL));
+                Ok(())
+            }
             Some(Body::Batch(_)) => refuse(Reason::Invalid, "a batch is carried out command by command"),
             None => refuse(Reason::Invalid, "the command says nothing"),
         }

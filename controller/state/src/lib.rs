@@ -16,6 +16,7 @@ mod history;
 mod identity;
 pub mod invariant;
 mod key;
+pub mod level;
 pub mod plan;
 mod qos;
 mod quantity;
@@ -35,7 +36,7 @@ pub use said::{MANAGER_BYTES_MAX, MANAGERS_MAX};
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};
 pub use store::{Revocations, State};
 
-pub use proto::SCHEMA_LEVEL;
+pub use proto::{SCHEMA_LEVEL, SCHEMA_LEVEL_MIN};
 /// Largest object: etcd's, and so Kubernetes', order of magnitude; a watch sends each change whole.
 pub const OBJECT_BYTES_MAX: usize = 1 << 20;
 /// Largest number of operations, and of preconditions, of one transaction: applying it stays well below an election time.

@@ -223,6 +223,7 @@ fn tell(misfit: &Misfit, slots: &[&Slot], template: &Template) -> String {
     match misfit {
         Misfit::NotReady => "not ready".to_owned(),
         Misfit::Cordoned => "cordoned".to_owned(),
+        Misfit::Older => "with an agent too old for what the pod asks".to_owned(),
         Misfit::Label { key, value } => format!("without the label {key}={value}"),
         Misfit::Port { protocol, port } => format!("with host port {port}/{protocol} taken"),
         Misfit::Memory => format!(

@@ -107,7 +107,7 @@ impl Iterator for Chunks {
 /// walked key by key, so that the iterator owns it and nothing is collected but the templates' places.
 fn parts(state: State) -> impl Iterator<Item = Part> + Send {
     let header = SnapshotHeader {
-        level: SCHEMA_LEVEL,
+        level: state.level(),
         revision: state.revision,
         settings: state.settings.as_deref().cloned(),
     };
@@ -274,6 +274,7 @@ impl Decoder {
                 if header.revision > REVISION_MAX {
                     return broken("the revision is senseless");
                 }
+                self.state.level = header.level;
                 self.state.revision = header.revision;
                 self.state.settings = header.settings.map(Arc::new);
             }

@@ -24,6 +24,8 @@ pub type Revocations = OrdMap<String, Arc<Revocation>>;
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub(crate) revision: u64,
+    /// See `level`; 0 where nobody ever raised it.
+    pub(crate) level: u32,
     pub(crate) settings: Option<Arc<ClusterSettings>>,
     pub(crate) records: OrdMap<ObjectKey, Record>,
     /// Templates by hash, with the number of pods that use each.

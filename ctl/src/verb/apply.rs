@@ -5,16 +5,14 @@ use std::path::PathBuf;
 use model::object;
 use model::read::Manifest;
 use proto::v1::Object;
-use rpc::v1::{ApplyItem, ApplyRequest, ApplyResponse, ApplyResult, Prune, Refusals};
+use rpc::v1::{ApplyItem, ApplyRequest, ApplyResponse, ApplyResult, Refusals};
 
 use crate::cluster::Cluster;
 use crate::error::{self, CtlError};
 use crate::files::Files;
 use crate::output::Output;
+use crate::pruned::Pruned;
 use crate::{target, waiting};
-
-/// By this label the objects of a named set are known.
-const APPLYSET: &str = "bulkhead.io/applyset";
 
 /// Arguments of `ctl apply`.
 #[derive(clap::Args)]
@@ -27,15 +25,8 @@ pub(crate) struct Apply {
     /// server: let the cluster decide everything and change nothing; client: only read the manifests and look what is there
     #[arg(long, value_name = "WHERE", value_parser = ["server", "client", "none"], default_value = "none")]
     dry_run: String,
-    /// Remove what this field manager applied before and the manifests leave out; needs -l or --applyset
-    #[arg(long)]
-    prune: bool,
-    /// With --prune: which labels say that an object belongs to the set; the manifests need them
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
-    selector: Option<String>,
-    /// With --prune: the set's name, which every object gets as its label bulkhead.io/applyset
-    #[arg(long, value_name = "NAME", conflicts_with = "selector")]
-    applyset: Option<String>,
+    #[command(flatten)]
+    pruned: Pruned,
     /// Who applies: what it applied before and leaves out now is removed, what others set stays
     #[arg(long, value_name = "NAME", default_value = "ctl")]
     field_manager: String,
@@ -65,7 +56,12 @@ pub(crate) async fn run(
     let mut manifests = args.files.read(&args.paths)?;
     let cluster = &open()?;
     place(&mut manifests, cluster, namespace)?;
-    let prune = prune(&args, &mut manifests)?;
+    let prune = args.pruned.request(&mut manifests)?;
+    if prune.is_some() && args.dry_run == "client" {
+        return Err(CtlError::Usage(
+            "what --prune removes only the cluster knows: use --dry-run=server".to_owned(),
+        ));
+    }
     let dry_run = args.dry_run != "none";
     let response = if args.dry_run == "client" {
         look(cluster, &manifests).await?
@@ -118,39 +114,6 @@ pub(crate) fn items(manifests: &[Manifest]) -> Vec<ApplyItem> {
         empty: manifest.empty.clone(),
     };
     manifests.iter().map(item).collect()
-}
-
-/// What is to be pruned; a named set's label comes into the manifests.
-fn prune(args: &Apply, manifests: &mut [Manifest]) -> Result<Option<Prune>, CtlError> {
-    let given = args.selector.is_some() || args.applyset.is_some();
-    if args.prune != given {
-        let words = match args.prune {
-            true => {
-                "--prune needs -l SELECTOR or --applyset NAME: it removes what has these labels and is in no manifest"
-            }
-            false => "-l and --applyset say what --prune may remove: add --prune",
-        };
-        return Err(CtlError::Usage(words.to_owned()));
-    }
-    if args.prune && args.dry_run == "client" {
-        let words = "what --prune removes only the cluster knows: use --dry-run=server";
-        return Err(CtlError::Usage(words.to_owned()));
-    }
-    let label_selector = match (&args.selector, &args.applyset) {
-        (Some(selector), _) => selector.clone(),
-        (None, Some(name)) => {
-            for manifest in manifests {
-                let labels = &mut object::meta_mut(&mut manifest.object).labels;
-                labels.insert(APPLYSET.to_owned(), name.clone());
-            }
-            format!("{APPLYSET}={name}")
-        }
-        (None, None) => return Ok(None),
-    };
-    Ok(Some(Prune {
-        label_selector,
-        namespaces: Vec::new(),
-    }))
 }
 
 /// What an apply would do by what is there, without asking the cluster to decide anything.

@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::error::CtlError;
 use crate::files::Files;
 use crate::output::Output;
+use crate::pruned::Pruned;
 use crate::unified;
 
 /// Code for what failed: 1 says that something differs.
@@ -27,6 +28,8 @@ pub(crate) struct Diff {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    pruned: Pruned,
     /// Who would apply
     #[arg(long, value_name = "NAME", default_value = "ctl")]
     field_manager: String,
@@ -66,11 +69,13 @@ async fn compare(
     let mut manifests = args.files.read(&args.paths)?;
     let cluster = &open()?;
     apply::place(&mut manifests, cluster, namespace)?;
+    let prune = args.pruned.request(&mut manifests)?;
     let request = ApplyRequest {
         items: apply::items(&manifests),
         dry_run: true,
         request_id: apply::request_id().map_err(|status| cluster.error(status))?,
         manager: args.field_manager,
+        prune,
         ..ApplyRequest::default()
     };
     let answer = cluster
@@ -82,11 +87,12 @@ async fn compare(
         let Some(merged) = result.object.filter(|_| result.outcome != "unchanged") else {
             continue;
         };
-        let live = match result.outcome.as_str() {
-            "created" => None,
-            _ => cluster.find(object::key(&merged)).await?,
-        };
         let name = name(&merged);
+        let (live, merged) = match result.outcome.as_str() {
+            "created" => (None, Some(merged)),
+            "pruned" => (Some(merged), None),
+            _ => (cluster.find(object::key(&merged)).await?, Some(merged)),
+        };
         let (old, new) = shown(live, merged);
         let text = unified::diff(&format!("LIVE/{name}"), &format!("MERGED/{name}"), &old, &new);
         differs |= !text.is_empty();
@@ -108,10 +114,11 @@ fn name(object: &Object) -> String {
 }
 
 /// Both as text, without what the cluster sets; of a Secret only whether values differ.
-fn shown(live: Option<Object>, merged: Object) -> (String, String) {
-    let secret = matches!(merged.object, Some(Any::Secret(_)));
+fn shown(live: Option<Object>, merged: Option<Object>) -> (String, String) {
+    let either = merged.as_ref().or(live.as_ref());
+    let secret = either.is_some_and(|object| matches!(object.object, Some(Any::Secret(_))));
     let mut old = live.map_or(Value::Null, bare);
-    let mut new = bare(merged);
+    let mut new = merged.map_or(Value::Null, bare);
     if secret {
         mask(&mut old, &mut new);
     }
@@ -173,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_secret_shows_that_a_value_changed_and_no_value() {
-        let (old, new) = shown(Some(secret("hunter3")), secret("hunter4"));
+        let (old, new) = shown(Some(secret("hunter3")), Some(secret("hunter4")));
         let text = unified::diff("old", "new", &old, &new);
         assert!(
             text.contains("before") && text.contains("after") && text.contains("stays"),
@@ -189,8 +196,10 @@ mod tests {
                 .to_owned();
             assert!(!old.contains(&coded) && !new.contains(&coded), "{text}");
         }
-        let (old, new) = shown(None, secret("hunter3"));
+        let (old, new) = shown(None, Some(secret("hunter3")));
         assert!(old.is_empty() && new.contains("***"));
+        let (old, new) = shown(Some(secret("hunter3")), None);
+        assert!(new.is_empty() && old.contains("***"));
     }
 
     #[test]

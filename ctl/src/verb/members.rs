@@ -89,6 +89,7 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
         "PEER-ADDRESS",
         "APPLIED",
         "LAG",
+        "LEVEL",
         "HEALTH",
     ]);
     for member in members {
@@ -102,6 +103,7 @@ async fn members(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
             member.peer_address,
             number(member.applied_index),
             number(newest.saturating_sub(member.applied_index)),
+            number(member.schema_level.into()),
             match (known, member.nearly_full) {
                 (false, _) => "unreachable",
                 (true, true) => "disk nearly full",

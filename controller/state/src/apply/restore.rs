@@ -206,12 +206,23 @@ impl Trial {
         if backup.settings.is_none() {
             return refuse(Reason::Invalid, "it is a backup of no cluster");
         }
+        if backup.level() > self.state.level() {
+            return refuse(
+                Reason::Invalid,
+                format!(
+                    "it has schema level {}, and not every member of the cluster knows more than {}",
+                    backup.level(),
+                    self.state.level()
+                ),
+            );
+        }
         let newest = backup.revision.max(self.state.revision);
         let revision = newest.checked_add(REVISION_JUMP);
         let Some(revision) = revision.filter(|revision| *revision < REVISION_MAX / 2) else {
             return refuse(Reason::Invalid, "its revision is senseless");
         };
         let new = std::mem::replace(&mut self.state, backup);
+        self.state.level = new.level;
         self.state.settings = new.settings.clone();
         self.state.tokens = new.tokens.clone();
         self.state.replies = new.replies.clone();

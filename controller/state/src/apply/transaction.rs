@@ -11,7 +11,7 @@ use crate::history::Change;
 use crate::key::ObjectKey;
 use crate::record::{Record, Status};
 use crate::store::State;
-use crate::{OPERATIONS_MAX, conditions, rbac};
+use crate::{OPERATIONS_MAX, conditions, level, rbac};
 use model::{Kind, object};
 
 impl Trial {
@@ -167,6 +167,13 @@ impl Trial {
         let Some(node) = self.state.node(&bind.node) else {
             return refuse(Reason::NotFound, format!("Node {} does not exist", bind.node));
         };
+        let needed = pod.template.spec().map_or(0, level::of_pod);
+        if needed > level::of_node(node) {
+            return refuse(
+                Reason::Conflict,
+                format!("the agent of Node {} is too old for {key}", bind.node),
+            );
+        }
         // Who names a node gets it, cordoned or not, as in Kubernetes.
         let named = pod
             .template

@@ -6,6 +6,7 @@ use proto::v1::Node;
 
 use super::{NodeReason, tell};
 use crate::conditions;
+use crate::level;
 use crate::quantity::{Requests, amount, bytes, cpu};
 use crate::record::Template;
 use crate::store::State;
@@ -22,6 +23,7 @@ pub(super) enum Misfit {
     Port { protocol: String, port: i32 },
     Label { key: String, value: String },
     Cordoned,
+    Older,
     NotReady,
 }
 
@@ -36,6 +38,8 @@ pub(super) struct Slot<'a> {
     node: &'a Node,
     ready: bool,
     cordoned: bool,
+    /// Schema level of its agent.
+    level: u32,
     cpu: i64,
     memory: i64,
     cpu_used: i64,
@@ -111,6 +115,7 @@ impl<'a> Slot<'a> {
             node,
             ready: status.is_some_and(|status| conditions::holds(&status.conditions, "Ready")),
             cordoned: node.spec.as_ref().is_some_and(|spec| spec.unschedulable),
+            level: level::of_node(node),
             cpu: amount(has, "cpu", cpu).unwrap_or(0),
             memory: amount(has, "memory", bytes).unwrap_or(0),
             cpu_used: 0,
@@ -159,6 +164,9 @@ impl<'a> Slot<'a> {
         let named = spec.map_or("", |spec| spec.node_name.as_str());
         if !self.ready {
             return Some(Misfit::NotReady);
+        }
+        if spec.is_some_and(|spec| level::of_pod(spec) > self.level) {
+            return Some(Misfit::Older);
         }
         // Who names a node gets it, cordoned or not, as in Kubernetes.
         if self.cordoned && named != self.name {

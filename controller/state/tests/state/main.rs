@@ -8,6 +8,7 @@ mod cluster;
 mod deletion;
 mod fencing;
 mod history;
+mod level;
 mod properties;
 mod rbac;
 mod restore;

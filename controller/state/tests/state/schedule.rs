@@ -1,10 +1,8 @@
 //! Where pods go, and what is said when they go nowhere.
 
 use model::object::from;
-use proto::state::v1::SetStatus;
-use proto::state::v1::operation::Operation as Op;
 use proto::v1::object::Object as Any;
-use proto::v1::{ContainerPort, Node, NodeStatus, ObjectMeta, Pod};
+use proto::v1::{ContainerPort, Node, Pod};
 use state::{State, schedule};
 
 use crate::support::*;
@@ -15,22 +13,7 @@ fn nodes(nodes: &[(&str, &str, &str)]) -> State {
     for (name, cpu, memory) in nodes {
         applied(&state.apply(&join(0, name)));
         applied(&state.apply(&node_status(0, name, &[("cpu", cpu), ("memory", memory)])));
-        let ready = Node {
-            metadata: Some(ObjectMeta {
-                namespace: String::new(),
-                ..meta(name)
-            }),
-            status: Some(NodeStatus {
-                conditions: vec![condition("Ready", "True")],
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let set = SetStatus {
-            object: Some(from(ready)),
-            ..Default::default()
-        };
-        run(&mut state, 0, vec![Op::SetStatus(set)]);
+        make_ready(&mut state, name);
     }
     state
 }

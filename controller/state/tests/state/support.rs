@@ -8,7 +8,7 @@ use proto::state::v1::command_reply::Reply;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{
     Bind, ClusterSettings, Command, DeleteOp, Key, NodeJoin, NodeStatusUpdate, Operation, PodStatusUpdate,
-    Put, StatusBatch, Transaction,
+    Put, SetStatus, StatusBatch, Transaction,
 };
 use proto::v1::object::Object as Any;
 use proto::v1::{
@@ -325,4 +325,24 @@ pub(crate) fn cluster_with_bound_pod(name: &str) -> State {
 
 pub(crate) fn bytes(state: &State) -> Vec<u8> {
     state.encode().flatten().collect()
+}
+
+/// As the leader does once it hears the node's agent.
+pub(crate) fn make_ready(state: &mut State, name: &str) {
+    let ready = Node {
+        metadata: Some(ObjectMeta {
+            namespace: String::new(),
+            ..meta(name)
+        }),
+        status: Some(NodeStatus {
+            conditions: vec![condition("Ready", "True")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let set = SetStatus {
+        object: Some(model::object::from(ready)),
+        ..Default::default()
+    };
+    run(state, 0, vec![Op::SetStatus(set)]);
 }
