@@ -17,6 +17,8 @@ mod reported;
 mod talk;
 
 #[cfg(test)]
+mod account_test;
+#[cfg(test)]
 mod carry_test;
 #[cfg(test)]
 mod cluster_test;
@@ -28,6 +30,8 @@ mod identities_test;
 mod revocation_test;
 #[cfg(test)]
 mod session_test;
+#[cfg(test)]
+mod stolen_test;
 
 use std::pin::Pin;
 use std::sync::Arc;
