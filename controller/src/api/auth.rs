@@ -192,6 +192,12 @@ impl Service {
         }
         let who = match (request.user.as_str(), request.groups.as_slice()) {
             ("", []) => asker.clone(),
+            (user, []) => {
+                // A service account has the groups that its token would have.
+                let account = rbac::account_of(user);
+                let groups = account.map_or_else(Vec::new, |(namespace, _)| rbac::account_groups(namespace));
+                Who::authenticated(user, &groups)
+            }
             (user, groups) => Who::authenticated(user, groups),
         };
         let access = Access {

@@ -355,6 +355,23 @@ async fn questions_about_rights_are_answered_as_calls_are() {
     let own = own.unwrap().into_inner();
     assert!(own.allowed);
     assert_eq!(own.reason, "RoleBinding default/ann gives Role maps");
+    let of_all = RoleBinding {
+        subjects: vec![Subject {
+            kind: "Group".to_owned(),
+            name: "system:serviceaccounts:default".to_owned(),
+            ..Default::default()
+        }],
+        ..object::into(binding("accounts", "maps", "")).unwrap()
+    };
+    as_admin(&one, vec![object::from(of_all)]).await;
+    for (account, allowed) in [("default", true), ("other", false)] {
+        let user = format!("system:serviceaccount:{account}:robot");
+        let answer = one
+            .service
+            .review_access(by_admin(question("configmaps", &user)))
+            .await;
+        assert_eq!(answer.unwrap().into_inner().allowed, allowed, "{user}");
+    }
     let other = one
         .service
         .review_access(by_admin(question("secrets", "ann")))
