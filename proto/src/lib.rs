@@ -7,8 +7,8 @@ mod scalar;
 mod secret;
 
 /// The newest schema level that this version can apply and read: commands, snapshots and agents say theirs. It rises with
-/// what an older version would not understand; 2: Secrets; 3: batches, merging applies, history, restores, service accounts,
-/// roles and bindings.
+/// what an older version would not understand; 2: Secrets; 3: batches, merging applies, history, restores, service accounts
+/// and their tokens, roles and bindings.
 pub const SCHEMA_LEVEL: u32 = 3;
 
 /// A point in time, as objects and commands carry it.

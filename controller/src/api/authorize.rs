@@ -78,6 +78,7 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Node", "Session", Callers::Nodes),
     ("Node", "Carry", Callers::Nodes),
     ("Node", "Renew", Callers::Nodes),
+    ("Node", "PodToken", Callers::Nodes),
     ("Raft", "Append", Callers::Members),
     ("Raft", "Vote", Callers::Members),
     ("Raft", "PreVote", Callers::Members),

@@ -406,6 +406,7 @@ fn table() -> Vec<(&'static str, &'static str, Vec<u8>, May)> {
             May::Nodes,
         ),
         ("Node", "Renew", Vec::new(), May::Nodes),
+        ("Node", "PodToken", Vec::new(), May::Nodes),
         ("Raft", "Append", Vec::new(), May::Members),
         ("Raft", "Vote", Vec::new(), May::Members),
         ("Raft", "PreVote", Vec::new(), May::Members),

@@ -2,12 +2,20 @@
 
 use std::fmt;
 
-use crate::v1::CreateServiceAccountTokenResponse;
+use crate::v1::{CreateServiceAccountTokenResponse, PodTokenResponse};
 
 impl fmt::Debug for CreateServiceAccountTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CreateServiceAccountTokenResponse")
             .field("expires", &self.expires)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PodTokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodTokenResponse")
+            .field("life_seconds", &self.life_seconds)
             .finish_non_exhaustive()
     }
 }
@@ -21,6 +29,11 @@ mod tests {
         let answer = CreateServiceAccountTokenResponse {
             token: "hunter2".to_owned(),
             expires: None,
+        };
+        assert!(!format!("{answer:?}").contains("hunter2"));
+        let answer = PodTokenResponse {
+            token: "hunter2".to_owned(),
+            life_seconds: 600,
         };
         assert!(!format!("{answer:?}").contains("hunter2"));
     }
