@@ -83,8 +83,11 @@ pub(crate) async fn answer(link: Arc<Link>, mut asked: mpsc::Receiver<Asked>) {
             biased;
             // A renewed certificate needs a new channel.
             Ok(()) = identity.changed() => channel = None,
-            Some(ended) = under_way.join_next() => if let Err(error) = ended {
-                tracing::error!(%error, "a question for a token ended badly");
+            Some(ended) = under_way.join_next() => match ended {
+                Ok(true) => {}
+                // On with another controller: this one may have no leader.
+                Ok(false) => channel = None,
+                Err(error) => tracing::error!(%error, "a question for a token ended badly"),
             },
             Some(next) = asked.recv(), if under_way.len() < UNDER_WAY_MAX => {
                 let open = match channel.take() {
@@ -105,11 +108,13 @@ pub(crate) async fn answer(link: Arc<Link>, mut asked: mpsc::Receiver<Asked>) {
     }
 }
 
-async fn ask_for(channel: Channel, ca: String, asked: Asked) {
+/// Whether a controller answered that could.
+async fn ask_for(channel: Channel, ca: String, asked: Asked) -> bool {
     let mut client = NodeClient::new(channel);
     let call = client.pod_token(PodTokenRequest {
         pod_uid: asked.pod_uid,
     });
+    let mut answered = true;
     let given = match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
         Ok(Ok(answer)) => {
             let PodTokenResponse { token, life_seconds } = answer.into_inner();
@@ -119,16 +124,21 @@ async fn ask_for(channel: Channel, ca: String, asked: Asked) {
                 ca,
             })
         }
-        Ok(Err(status)) => Err(NotGiven {
-            reason: status.message().to_owned(),
-            for_good: status.code() == Code::FailedPrecondition,
-        }),
+        Ok(Err(status)) => {
+            answered = ![Code::Unavailable, Code::Unimplemented].contains(&status.code());
+            Err(NotGiven {
+                reason: status.message().to_owned(),
+                for_good: status.code() == Code::FailedPrecondition,
+            })
+        }
         Err(_) => {
+            answered = false;
             let seconds = ANSWER_TIMEOUT.as_secs();
             Err(format!("no controller gave a token within {seconds} s").into())
         }
     };
     give(asked.answer, given);
+    answered
 }
 
 fn give(answer: oneshot::Sender<Result<Given, NotGiven>>, given: Result<Given, NotGiven>) {
