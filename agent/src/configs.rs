@@ -79,6 +79,11 @@ impl Configs {
 }
 
 impl<'a> Content<'a> {
+    /// Of something that is neither.
+    pub(crate) fn of(bytes: &'a BTreeMap<String, Vec<u8>>) -> Self {
+        Self { text: None, bytes }
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&'a [u8]> {
         let text = self.text.and_then(|text| text.get(key));
         let text = text.map(|text| text.as_bytes());

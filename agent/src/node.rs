@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
+use crate::account::Accounts;
 use crate::events::Events;
 use crate::image;
 use crate::ledger::Ledger;
@@ -36,6 +37,8 @@ pub struct Node {
     /// Until when what must not run twice may run here, in milliseconds since the machine started: the last lease that a
     /// controller granted. 0 before the first of this agent.
     pub(crate) lease: watch::Receiver<u64>,
+    /// Where pods ask for tokens of their service accounts.
+    pub(crate) accounts: Accounts,
     /// The node's network, once its range is known and it was set up.
     pub(crate) network: watch::Receiver<Option<Arc<Network>>>,
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::account::{self, Accounts};
 use crate::calls::Calls;
 use crate::events::Events;
 use crate::health::Health;
@@ -160,6 +161,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         selinux = info.selinux,
         "starting"
     );
+    let (accounts, asked) = Accounts::new();
     let node = Arc::new(Node {
         name: identity.name.clone(),
         layout,
@@ -172,6 +174,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         events: Events::new(&identity.name),
         cluster: cluster.clone(),
         lease,
+        accounts,
         network,
         settings: settings.clone(),
     });
@@ -213,6 +216,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         // None of these returns.
         () = session.run() => {}
         () = wiring.run(open) => {}
+        () = account::answer(link.clone(), asked) => {}
         () = renew::run(link) => {}
         () = garbage::run(node, pods) => {}
         () = metrics::serve(metrics_listener, shown) => {}

@@ -7,10 +7,12 @@ use proto::state::v1::Key;
 use proto::v1::Object;
 use rpc::v1::api_client::ApiClient;
 use rpc::v1::{GetRequest, ListRequest, ListResponse, WatchEvent, WatchRequest};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
-use crate::config::{Config, Context};
+use crate::bearer::Bearer;
+use crate::config::{Config, Context, Credentials};
 use crate::error::{self, CtlError};
 
 /// Largest message that is taken from the cluster: a list answer of the server's own limit, with room.
@@ -27,13 +29,18 @@ const CALL_PATIENCE: Duration = Duration::from_secs(8);
 /// Before the second time; it doubles.
 const CALL_PAUSE: Duration = Duration::from_millis(100);
 
+/// The calls, each with a token if that is how the context says who calls.
+pub(crate) type Api = ApiClient<InterceptedService<Channel, Bearer>>;
+
 /// One cluster, and the namespace that names without one are in.
 pub(crate) struct Cluster {
-    pub(crate) api: ApiClient<Channel>,
+    pub(crate) api: Api,
     /// From `-n`, else `default`.
     pub(crate) namespace: String,
     endpoints: String,
     context: String,
+    /// A certificate or a token.
+    shows: &'static str,
 }
 
 /// Which objects of a kind are asked for.
@@ -59,15 +66,21 @@ impl Cluster {
 
     /// The cluster that `context` describes.
     pub(crate) fn connect(context: &Context, namespace: Option<&str>) -> Result<Self, CtlError> {
-        let identity = Some((context.cert.as_str(), context.key.as_str()));
+        let (identity, token) = match context.credentials()? {
+            Credentials::Certificate { cert, key } => (Some((cert, key)), None),
+            Credentials::Token(token) => (None, Some(token)),
+        };
+        let shows = if token.is_some() { "token" } else { "certificate" };
         let channel = rpc::tls::channel(&context.endpoints, &context.ca, identity)
             .map_err(|error| CtlError::refused(format!("context {}: {}", context.name, chain(&error))))?;
-        let api = ApiClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let api =
+            ApiClient::with_interceptor(channel, Bearer(token)).max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self {
             api,
             namespace: namespace.unwrap_or("default").to_owned(),
             endpoints: context.endpoints.join(", "),
             context: context.name.clone(),
+            shows,
         })
     }
 
@@ -82,8 +95,9 @@ impl Cluster {
         }
         match status.code() {
             Code::Unauthenticated => CtlError::refused(format!(
-                "{} does not accept the certificate of context {}: {}",
+                "{} does not accept the {} of context {}: {}",
                 self.endpoints,
+                self.shows,
                 self.context,
                 status.message()
             )),
@@ -98,7 +112,7 @@ impl Cluster {
     pub(crate) async fn call<M: Clone, T>(
         &self,
         request: M,
-        call: impl AsyncFn(ApiClient<Channel>, M) -> Result<Response<T>, Status>,
+        call: impl AsyncFn(Api, M) -> Result<Response<T>, Status>,
     ) -> Result<T, Status> {
         let began = Instant::now();
         let mut pause = CALL_PAUSE;

@@ -1,4 +1,4 @@
-//! The client's configuration: contexts, each with the members' addresses, the CA and a client certificate.
+//! The client's configuration: contexts, each with the members' addresses, the CA, and a client certificate or a token.
 //!
 //! `$BULKHEAD_CONFIG`, else `~/.config/bulkhead/config.yaml`. `bulkhead-controller init` writes one for the administrator.
 
@@ -6,13 +6,27 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bearer::Token;
 use crate::error::CtlError;
 
 /// Largest configuration that is read; keys and certificates of dozens of clusters fit many times.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
+/// What shows who calls.
+pub(crate) enum Credentials<'a> {
+    /// A certificate and its key, PEM.
+    Certificate {
+        /// The certificate.
+        cert: &'a str,
+        /// Its key.
+        key: &'a str,
+    },
+    /// A bearer token.
+    Token(Token),
+}
+
 /// All known clusters and the one that is used without `--context`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// Name of the context in use.
@@ -23,9 +37,9 @@ pub(crate) struct Config {
     pub(crate) contexts: Vec<Context>,
 }
 
-/// How to reach one cluster, and as whom.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// How to reach one cluster, and as whom: with `cert` and `key`, with `token`, or with `tokenFile`.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Context {
     /// Name in `--context`.
     pub(crate) name: String,
@@ -34,9 +48,44 @@ pub(crate) struct Context {
     /// The cluster's CA, PEM.
     pub(crate) ca: String,
     /// The client's certificate, PEM.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) cert: String,
     /// Its key, PEM.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) key: String,
+    /// A bearer token, that of a service account.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) token: String,
+    /// A file with a token that somebody renews.
+    #[serde(rename = "tokenFile", skip_serializing_if = "String::is_empty")]
+    pub(crate) token_file: String,
+}
+
+impl Context {
+    /// As whom calls are made; whoever has two names has none.
+    pub(crate) fn credentials(&self) -> Result<Credentials<'_>, CtlError> {
+        let refused = |why: &str| {
+            Err(CtlError::refused(format!(
+                "context {}: {why}: give it either cert and key, or token, or tokenFile",
+                self.name
+            )))
+        };
+        let (cert, key) = (self.cert.as_str(), self.key.as_str());
+        match (cert, key, self.token.as_str(), self.token_file.as_str()) {
+            ("", "", "", "") => refused("it says nobody"),
+            ("", "", token, "") => Ok(Credentials::Token(Token::Text(token.to_owned()))),
+            // Relative to what? To another directory each time.
+            ("", "", "", file) if !Path::new(file).is_absolute() => Err(CtlError::refused(format!(
+                "context {}: tokenFile `{file}` is not an absolute path",
+                self.name
+            ))),
+            ("", "", "", file) => Ok(Credentials::Token(Token::File(file.into()))),
+            ("", _, "", "") => refused("it has a key and no certificate"),
+            (_, "", "", "") => refused("it has a certificate and no key"),
+            (cert, key, "", "") => Ok(Credentials::Certificate { cert, key }),
+            _ => refused("it says more than one"),
+        }
+    }
 }
 
 /// Where the configuration is: the flag, the environment, the home directory.
@@ -140,5 +189,60 @@ impl Config {
                 .first()
                 .map_or_else(String::new, |context| context.name.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(credentials: &str) -> Result<Context, String> {
+        let text = format!("{{contexts: [{{name: c, endpoints: ['a:1'], ca: CA, {credentials}}}]}}");
+        let config: Result<Config, _> = serde_saphyr::from_str(&text);
+        let config = config.map_err(|error| error.to_string())?;
+        Ok(config.contexts[0].clone())
+    }
+
+    fn refused(credentials: &str) -> String {
+        match context(credentials).unwrap().credentials() {
+            Ok(_) => panic!("{credentials} is taken"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_context_says_in_one_way_who_calls() {
+        let certificate = context("cert: C, key: K").unwrap();
+        assert!(matches!(
+            certificate.credentials(),
+            Ok(Credentials::Certificate { cert: "C", key: "K" })
+        ));
+        let token = context("token: t").unwrap();
+        assert!(matches!(token.credentials(), Ok(Credentials::Token(Token::Text(text))) if text == "t"));
+        let file = context("tokenFile: /run/token").unwrap();
+        assert!(matches!(
+            file.credentials(),
+            Ok(Credentials::Token(Token::File(path))) if path == Path::new("/run/token")
+        ));
+        for (credentials, why) in [
+            ("", "nobody"),
+            ("cert: C", "no key"),
+            ("key: K", "no certificate"),
+            ("cert: C, key: K, token: t", "more than one"),
+            ("key: K, token: t", "more than one"),
+            ("token: t, tokenFile: /t", "more than one"),
+            ("tokenFile: run/token", "not an absolute path"),
+        ] {
+            let message = refused(credentials);
+            assert!(message.contains(why), "{credentials}: {message}");
+        }
+        assert!(context("tokenfile: /t").is_err(), "an unknown field is taken");
+    }
+
+    #[test]
+    fn what_a_context_does_not_have_is_not_written() {
+        let text = serde_saphyr::to_string(&context("token: t").unwrap()).unwrap();
+        assert!(text.contains("token") && !text.contains("cert"), "{text}");
+        assert!(!text.contains("tokenFile"), "{text}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod age;
 mod backup;
+mod bearer;
 mod change;
 mod cluster;
 mod config;
@@ -103,6 +104,8 @@ enum Verb {
     Inspect(verb::inspect::Inspect),
     /// Import and list images
     Image(verb::image::Image),
+    /// Create tokens of service accounts
+    Create(verb::create::Create),
     /// Create, list and revoke join tokens
     Token(verb::token::Token),
     /// Issue certificates for people, say who may do what
@@ -182,6 +185,7 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
         Verb::Drain(args) => verb::drain::run(args, &open()?, out).await,
         Verb::Inspect(args) => verb::inspect::run(args, &open()?, out).await,
         Verb::Image(args) => verb::image::run(args, &open()?, out).await,
+        Verb::Create(args) => verb::create::run(args, &open()?, out).await,
         Verb::Token(args) => verb::token::run(args, &open()?, out).await,
         Verb::Auth(args) => verb::auth::run(args, &open()?, &path, out).await,
         Verb::Cluster(args) => verb::members::run(args, open, out).await,

@@ -15,6 +15,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extern_path(".google.protobuf", "::pbjson_types")
         .extern_path(".bulkhead.v1", "::proto::v1")
         .extern_path(".bulkhead.state.v1", "::proto::state::v1")
+        // Tokens are not to come into a log: `secret.rs` has its own.
+        .skip_debug([
+            ".bulkhead.rpc.v1.CreateServiceAccountTokenResponse",
+            ".bulkhead.rpc.v1.PodTokenResponse",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

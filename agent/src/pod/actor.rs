@@ -23,7 +23,7 @@ use super::probe::Results;
 use super::record::Record;
 use super::view::View;
 use super::volume::Volumes;
-use super::{evict, isolation, spec};
+use super::{account, evict, isolation, spec};
 use crate::configs::Configs;
 use crate::image::Image;
 use crate::ledger::Slot;
@@ -110,6 +110,8 @@ pub(super) struct Actor {
     /// As last wanted.
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) configs: Arc<Configs>,
+    /// Of a pod that asks for a token.
+    pub(super) account: Option<account::Keeper>,
     pub(super) record: Record,
     /// What the ledger has of it.
     pub(super) saved: Vec<u8>,
@@ -156,6 +158,7 @@ impl Actor {
             paths,
             pod: None,
             configs: Arc::default(),
+            account: None,
             record: Record::default(),
             saved: Vec::new(),
             slot: None,
@@ -247,7 +250,7 @@ impl Actor {
         let desired = self.desired.borrow_and_update().clone();
         let configs_before = std::mem::replace(&mut self.configs, desired.configs);
         let before = self.pod.clone();
-        if let Some(pod) = desired.pod {
+        if let Some(pod) = desired.pod.map(account::with_volume) {
             let spec = pod.spec.clone().unwrap_or_default();
             for container in spec.init_containers.iter().chain(&spec.containers) {
                 let changed = before
@@ -270,6 +273,7 @@ impl Actor {
             if shown(&configs_before) != shown(&self.configs) {
                 self.volumes = false;
             }
+            self.keep_account(&pod);
             if before.is_some_and(|before| spec::bandwidth(&before) != spec::bandwidth(&pod)) {
                 self.attached = false;
             }
@@ -340,6 +344,10 @@ impl Actor {
                 Heard::State(_) => {}
                 Heard::Gone => self.monitor = Monitor::Dead,
             }
+        }
+        if self.account.as_mut().is_some_and(account::Keeper::has_news) {
+            self.volumes = false;
+            self.retry_soon();
         }
         self.take_in_probes();
     }

@@ -135,6 +135,10 @@ impl Actor {
         let pod = self.pod()?;
         let slot = self.slot.unwrap_or_default();
         let (paths, configs) = (self.paths.clone(), Arc::clone(&self.configs));
+        let account = match &mut self.account {
+            Some(keeper) => keeper.content().await,
+            None => Err("the pod has no token".to_owned()),
+        };
         // Writable layers of runs that are no more; while some run, the others were removed at their end.
         let fresh = self
             .record
@@ -161,7 +165,7 @@ impl Actor {
                 owner: &owner,
                 users: slot.ids.is_some() && spec::has_users(pod_spec),
             };
-            volumes.prepare().map_err(|error| Trouble {
+            volumes.prepare(&account).map_err(|error| Trouble {
                 reason: MOUNT,
                 message: runtime::monitor::chain(&error),
             })

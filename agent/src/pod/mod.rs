@@ -9,6 +9,7 @@
 //! Always: no step relies on the one before having finished; what a crash leaves is adopted or removed; a pod is reported
 //! gone only when nothing of it is on the node.
 
+mod account;
 mod actor;
 mod adopt;
 mod backoff;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::monitor::Client;
 use super::{Desired, Handle, spawn};
+use crate::account::Accounts;
 use crate::configs::Configs;
 use crate::image::{Registries, RootDefaults, Store};
 use crate::ledger::Ledger;
@@ -150,6 +151,7 @@ impl Ground {
             events: crate::events::Events::new("n1"),
             cluster,
             lease,
+            accounts: Accounts::new().0,
             network,
             settings,
         };

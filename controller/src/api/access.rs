@@ -14,6 +14,7 @@
 //! | Inspect | get of the pod |
 //! | ImportImage, ListImages | create, list of `images.bulkhead.io` |
 //! | CreateToken, ListTokens, RevokeToken | create (the name is the role), list, delete of `tokens.bulkhead.io` |
+//! | CreateServiceAccountToken | create of `serviceaccounts/token` |
 //! | Members, RemoveMember | list, delete of `members.bulkhead.io` |
 //! | Backup, Restore | everything: one shows all Secrets, the other brings all roles |
 //! | IssueCertificate | create of `certificates.bulkhead.io`, impersonate of the user and each group |
@@ -26,8 +27,8 @@ use model::{Kind, default, object};
 use proto::state::v1::Key;
 use proto::v1::{Object, PolicyRule};
 use rpc::v1::{
-    ApplyItem, CreateTokenRequest, DeleteRequest, IssueCertificateRequest, PodRef, ReviewAccessRequest,
-    RollbackRequest, ScaleRequest, SetSchedulableRequest, open,
+    ApplyItem, CreateServiceAccountTokenRequest, CreateTokenRequest, DeleteRequest, IssueCertificateRequest,
+    PodRef, ReviewAccessRequest, RollbackRequest, ScaleRequest, SetSchedulableRequest, open,
 };
 use state::State;
 use state::rbac::defaults::OWN_GROUP;
@@ -35,9 +36,6 @@ use state::rbac::{self, Access};
 use tonic::Status;
 
 use crate::admission::made_uid;
-
-/// A service account acts under this name.
-const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
 /// One condition of a call.
 #[derive(Clone, Debug, PartialEq)]
@@ -254,6 +252,17 @@ pub(super) fn tokens(verb: &str, id: &str) -> Vec<Need> {
     one(own(verb, "tokens", id))
 }
 
+pub(super) fn account_token(request: &CreateServiceAccountTokenRequest) -> Result<Vec<Need>, Status> {
+    let (_, key) = super::key(Some(&account_key(request)))?;
+    let account = Access::to("create", Kind::ServiceAccount, &key.namespace, &key.name);
+    Ok(one(account.part("token")))
+}
+
+/// The account that a token is asked for.
+pub(super) fn account_key(request: &CreateServiceAccountTokenRequest) -> Key {
+    object::key_of(Kind::ServiceAccount, &request.namespace, &request.name)
+}
+
 pub(super) fn members(verb: &str, name: &str) -> Vec<Need> {
     one(own(verb, "members", name))
 }
@@ -294,10 +303,7 @@ fn impersonate(user: &str, groups: &[String]) -> Vec<Need> {
             },
         )
     };
-    let account = user
-        .strip_prefix(ACCOUNT_PREFIX)
-        .and_then(|rest| rest.split_once(':'));
-    let mut needs = match account {
+    let mut needs = match rbac::account_of(user) {
         Some((namespace, name)) => vec![to("serviceaccounts", namespace, name)],
         None => vec![to("users", "", user)],
     };

@@ -1,19 +1,25 @@
-//! Who people are and what they may: certificates issued and revoked, questions about rights.
+//! Who people and programs are and what they may: certificates and tokens issued and revoked, questions about rights.
 
 use std::time::Duration;
 
-use model::name;
+use model::{Kind, name, object};
 use proto::Timestamp;
+use proto::state::v1::Key;
 use proto::state::v1::command::Kind as Body;
+use proto::v1::Pod;
 use rpc::v1::{
-    IssueCertificateRequest, IssueCertificateResponse, ListRevocationsResponse, ReviewAccessRequest,
-    ReviewAccessResponse, RevokeCertificatesRequest, RevokeCertificatesResponse, WhoAmIResponse,
+    CreateServiceAccountTokenRequest, CreateServiceAccountTokenResponse, IssueCertificateRequest,
+    IssueCertificateResponse, ListRevocationsResponse, ReviewAccessRequest, ReviewAccessResponse,
+    RevokeCertificatesRequest, RevokeCertificatesResponse, WhoAmIResponse,
 };
+use state::State;
 use state::rbac::{self, Access, Who};
 use tonic::{Extensions, Status};
 
+use super::delete::missing;
 use super::status::{Reason, by_state, refused, refused_one};
-use super::{By, Service};
+use super::{By, Service, access};
+use crate::security::account_token::{self, Claims, NotIssued};
 use crate::security::ca::{self, Subject};
 use crate::security::listen::Caller;
 use crate::security::{new_uuid, revoked, unix_now};
@@ -77,6 +83,57 @@ impl Service {
         })
     }
 
+    /// A token of a service account, for as long as was asked for.
+    pub(super) async fn do_create_account_token(
+        &self,
+        request: &CreateServiceAccountTokenRequest,
+    ) -> Result<CreateServiceAccountTokenResponse, Status> {
+        let seconds = match request.expiration_seconds {
+            0 => account_token::LIFE_SECONDS,
+            seconds => seconds,
+        };
+        let (least, most) = (account_token::LIFE_SECONDS_MIN, account_token::LIFE_SECONDS_MAX);
+        if !(least..=most).contains(&seconds) {
+            let message =
+                format!("a token lasts from {least} s to {most} s (a day); {seconds} s were asked for");
+            return Err(refused_one(Reason::Invalid, message));
+        }
+        let (_, key) = super::key(Some(&access::account_key(request)))?;
+        let state = self.state().await?;
+        let pod = match request.bound_pod.as_str() {
+            "" if !request.bound_pod_uid.is_empty() => {
+                let message = "boundPodUID needs boundPod".to_owned();
+                return Err(refused_one(Reason::Invalid, message));
+            }
+            "" => None,
+            pod => Some(bound_pod(
+                &state,
+                &object::key_of(Kind::Pod, &key.namespace, pod),
+                &request.bound_pod_uid,
+            )?),
+        };
+        let claims = Claims::new(
+            &state,
+            &key.namespace,
+            &key.name,
+            pod.as_ref(),
+            seconds,
+            unix_now(),
+        );
+        let claims = claims.map_err(|cause| {
+            let reason = match cause {
+                NotIssued::Unready => return Status::unavailable(cause.to_string()),
+                NotIssued::NoAccount { .. } => Reason::NotFound,
+                NotIssued::OfAnother { .. } | NotIssued::Ended { .. } => Reason::Invalid,
+            };
+            refused_one(reason, cause.to_string())
+        })?;
+        Ok(CreateServiceAccountTokenResponse {
+            token: self.authority.account_key().sign(&claims),
+            expires: Some(seconds_since_1970(claims.expires())),
+        })
+    }
+
     pub(super) async fn do_revoke(
         &self,
         request: &RevokeCertificatesRequest,
@@ -84,15 +141,19 @@ impl Service {
     ) -> Result<RevokeCertificatesResponse, Status> {
         let identity = &request.identity;
         let known = match identity.strip_prefix("system:") {
-            Some(own) => own
-                .strip_prefix("node:")
-                .is_some_and(|node| name::dns1123_subdomain(node).is_ok()),
+            Some(own) => match (own.strip_prefix("node:"), rbac::account_of(identity)) {
+                (Some(node), _) => name::dns1123_subdomain(node).is_ok(),
+                (None, Some((namespace, account))) => {
+                    name::dns1123_label(namespace).is_ok() && name::dns1123_subdomain(account).is_ok()
+                }
+                (None, None) => false,
+            },
             None => ca::user_name(identity).is_ok(),
         };
         if !known {
             let message = format!(
-                "`{identity}` is neither a user nor system:node:NAME; what a controller has ends with \
-                 `ctl cluster remove`"
+                "`{identity}` is neither a user nor system:node:NAME nor system:serviceaccount:NAMESPACE:NAME; what a \
+                 controller has ends with `ctl cluster remove`"
             );
             return Err(refused_one(Reason::Invalid, message));
         }
@@ -131,6 +192,12 @@ impl Service {
         }
         let who = match (request.user.as_str(), request.groups.as_slice()) {
             ("", []) => asker.clone(),
+            (user, []) => {
+                // A service account has the groups that its token would have.
+                let account = rbac::account_of(user);
+                let groups = account.map_or_else(Vec::new, |(namespace, _)| rbac::account_groups(namespace));
+                Who::authenticated(user, &groups)
+            }
             (user, groups) => Who::authenticated(user, groups),
         };
         let access = Access {
@@ -158,6 +225,18 @@ impl Service {
             expires: end.map(seconds_since_1970),
         }
     }
+}
+
+/// The pod that a token is to end with; with `uid` that very one.
+fn bound_pod(state: &State, key: &Key, uid: &str) -> Result<Pod, Status> {
+    let pod = state.get(key).and_then(object::into::<Pod>);
+    let pod = pod.ok_or_else(|| missing(Kind::Pod, key))?;
+    let its = pod.metadata.as_ref().map_or("", |meta| &meta.uid);
+    if !uid.is_empty() && its != uid {
+        let message = format!("pod {} has the uid {its}, not {uid}", key.name);
+        return Err(refused_one(Reason::Conflict, message));
+    }
+    Ok(pod)
 }
 
 fn seconds_since_1970(seconds: u64) -> Timestamp {

@@ -62,6 +62,7 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Api", "CreateToken", Callers::Users),
     ("Api", "ListTokens", Callers::Users),
     ("Api", "RevokeToken", Callers::Users),
+    ("Api", "CreateServiceAccountToken", Callers::Users),
     ("Api", "Members", Callers::Users),
     ("Api", "RemoveMember", Callers::Users),
     ("Api", "Backup", Callers::Users),
@@ -77,6 +78,7 @@ const TABLE: &[(&str, &str, Callers)] = &[
     ("Node", "Session", Callers::Nodes),
     ("Node", "Carry", Callers::Nodes),
     ("Node", "Renew", Callers::Nodes),
+    ("Node", "PodToken", Callers::Nodes),
     ("Raft", "Append", Callers::Members),
     ("Raft", "Vote", Callers::Members),
     ("Raft", "PreVote", Callers::Members),
@@ -123,7 +125,7 @@ fn allow(path: &str, callers: Callers, identity: &Identity) -> Result<(), Status
     let call = path.rsplit('/').next().unwrap_or(path);
     if *identity == Identity::Anonymous {
         return Err(Status::unauthenticated(format!(
-            "{call} takes a client certificate of this cluster, and none was shown"
+            "{call} takes a client certificate of this cluster or a bearer token, and none was shown"
         )));
     }
     Err(Status::permission_denied(format!(

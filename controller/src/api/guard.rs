@@ -18,6 +18,7 @@ use tonic::server::NamedService;
 use tower::Service;
 
 use super::authorize;
+use super::bearer::{self, Bearer, Bearers, Cut};
 use super::wire::{self, Frames, MESSAGE_BYTES_MAX};
 use crate::audit::{Audit, Entry};
 use crate::security::identity::Identity;
@@ -30,13 +31,18 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct Guard<S> {
     inner: S,
+    bearers: Bearers,
     audit: Audit,
 }
 
 impl<S> Guard<S> {
     /// Who is not let in is noted.
-    pub(crate) fn new(inner: S, audit: Audit) -> Self {
-        Self { inner, audit }
+    pub(crate) fn new(inner: S, bearers: Bearers, audit: Audit) -> Self {
+        Self {
+            inner,
+            bearers,
+            audit,
+        }
     }
 }
 
@@ -61,19 +67,32 @@ where
         // The one that is ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let audit = self.audit.clone();
+        let (bearers, audit) = (self.bearers.clone(), self.audit.clone());
         Box::pin(async move {
-            match admit(request, &audit).await {
-                Ok(request) => inner.call(request).await,
-                Err(status) => Ok(status.into_http()),
-            }
+            let (request, cut_by) = match admit(request, &bearers, &audit).await {
+                Ok(admitted) => admitted,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let answer = inner.call(request).await?;
+            Ok(match cut_by {
+                Some(bearer) => answer.map(|body| bearer::cut(body, bearer.end(), Cut::Answer)),
+                None => answer,
+            })
         })
     }
 }
 
-async fn admit(request: Request<Body>, audit: &Audit) -> Result<Request<Body>, Status> {
+/// The request, checked, and whose token ends its answers when it ends.
+async fn admit(
+    mut request: Request<Body>,
+    bearers: &Bearers,
+    audit: &Audit,
+) -> Result<(Request<Body>, Option<Bearer>), Status> {
+    let recognised = bearers.recognise(&mut request).await;
     let path = request.uri().path();
-    let identity = authorize::check(path, request.extensions()).inspect_err(|status| {
+    let checked = recognised
+        .and_then(|bearer| authorize::check(path, request.extensions()).map(|identity| (identity, bearer)));
+    let (identity, bearer) = checked.inspect_err(|status| {
         audit.record_stranger(refused(path, request.extensions(), status));
     })?;
     let Some(input) = wire::input(path) else {
@@ -82,12 +101,18 @@ async fn admit(request: Request<Body>, audit: &Audit) -> Result<Request<Body>, S
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(identity);
     let body = if input.streamed {
-        streamed(body, &input.message)
+        let body = streamed(body, &input.message);
+        match &bearer {
+            Some(bearer) => bearer::cut(body, bearer.end(), Cut::Request),
+            None => body,
+        }
     } else {
         let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole(body, &input.message)).await;
         whole.map_err(|_| Status::deadline_exceeded("the request did not come whole in time"))??
     };
-    Ok(Request::from_parts(parts, body))
+    // An answer that is one message is there at once: it is not to be taken for a refusal of what was done.
+    let cut_by = bearer.filter(|_| input.answered_by_many);
+    Ok((Request::from_parts(parts, body), cut_by))
 }
 
 /// The line about a call that is not let in.

@@ -6,6 +6,7 @@ mod apply;
 mod auth;
 pub(crate) mod authorize;
 mod backup;
+pub(crate) mod bearer;
 mod carry;
 mod change;
 mod cluster;
@@ -13,6 +14,7 @@ mod delete;
 pub(crate) mod guard;
 mod history;
 mod images;
+mod named;
 mod read;
 mod request;
 pub(crate) mod status;
@@ -23,20 +25,21 @@ use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
 use proto::state::v1::command_reply::Reply;
-use proto::state::v1::{Applied, Command, CommandReply, Key, Refused, command};
+use proto::state::v1::{Applied, Command, CommandReply, Refused, command};
 use proto::v1::Object;
 use rpc::v1::api_server::{Api, ApiServer};
 use rpc::v1::{
-    ApplyRequest, ApplyResponse, BackupPart, BackupRequest, CreateTokenRequest, CreateTokenResponse,
-    DeleteRequest, DeleteResponse, DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest,
-    HistoryResponse, ImportInput, ImportProgress, InspectResponse, IssueCertificateRequest,
-    IssueCertificateResponse, ListImagesRequest, ListImagesResponse, ListRequest, ListResponse,
-    ListRevocationsRequest, ListRevocationsResponse, ListTokensRequest, ListTokensResponse, LogChunk,
-    LogsRequest, MembersRequest, MembersResponse, PodRef, RemoveMemberRequest, RemoveMemberResponse,
-    RestoreResponse, ReviewAccessRequest, ReviewAccessResponse, RevokeCertificatesRequest,
-    RevokeCertificatesResponse, RevokeTokenRequest, RevokeTokenResponse, RollbackRequest, ScaleRequest,
-    SetSchedulableRequest, UndoRequest, UndoResponse, VersionRequest, VersionResponse, WatchEvent,
-    WatchRequest, WhoAmIRequest, WhoAmIResponse, WhyResponse, open,
+    ApplyRequest, ApplyResponse, BackupPart, BackupRequest, CreateServiceAccountTokenRequest,
+    CreateServiceAccountTokenResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest,
+    DeleteResponse, DescribeResponse, ExecInput, ExecOutput, GetRequest, HistoryRequest, HistoryResponse,
+    ImportInput, ImportProgress, InspectResponse, IssueCertificateRequest, IssueCertificateResponse,
+    ListImagesRequest, ListImagesResponse, ListRequest, ListResponse, ListRevocationsRequest,
+    ListRevocationsResponse, ListTokensRequest, ListTokensResponse, LogChunk, LogsRequest, MembersRequest,
+    MembersResponse, PodRef, RemoveMemberRequest, RemoveMemberResponse, RestoreResponse, ReviewAccessRequest,
+    ReviewAccessResponse, RevokeCertificatesRequest, RevokeCertificatesResponse, RevokeTokenRequest,
+    RevokeTokenResponse, RollbackRequest, ScaleRequest, SetSchedulableRequest, UndoRequest, UndoResponse,
+    VersionRequest, VersionResponse, WatchEvent, WatchRequest, WhoAmIRequest, WhoAmIResponse, WhyResponse,
+    open,
 };
 use state::{SCHEMA_LEVEL, State};
 use tokio::sync::Semaphore;
@@ -51,7 +54,9 @@ use crate::raft::Node;
 use crate::security::ca::Authority;
 use crate::watch::{self as changes, Ring};
 use admit::{Asker, Call};
+use bearer::Bearers;
 use guard::Guard;
+use named::{key, kind, not_found};
 use read::Pages;
 use request::{By, answered, attempt_id, request_id};
 use status::{proposing, reading};
@@ -89,11 +94,12 @@ pub(crate) fn routes(
     audit: Audit,
     stopped: tokio::sync::watch::Receiver<bool>,
 ) -> Routes {
+    let bearers = Bearers::new(node.clone(), authority.account_key().clone());
     let service = Service::new(node, events, calls, authority, audit.clone(), stopped);
     let server = ApiServer::new(service)
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
-    Routes::new(Guard::new(server, audit))
+    Routes::new(Guard::new(server, bearers, audit))
 }
 
 impl Service {
@@ -157,34 +163,6 @@ fn contended(what: &str) -> Status {
         status::Reason::Conflict,
         format!("{what} kept changing while this was being decided; try again"),
     )
-}
-
-/// The key of a call, with the namespace that it leaves out.
-fn key(given: Option<&Key>) -> Result<(model::Kind, Key), Status> {
-    let given = given.ok_or_else(|| Status::invalid_argument("the call names no object"))?;
-    let kind = kind(&given.kind)?;
-    if given.name.is_empty() {
-        return Err(Status::invalid_argument(format!("the call names no {kind}")));
-    }
-    let namespace = match given.namespace.as_str() {
-        "" => model::default::NAMESPACE,
-        namespace => namespace,
-    };
-    Ok((kind, model::object::key_of(kind, namespace, &given.name)))
-}
-
-fn kind(text: &str) -> Result<model::Kind, Status> {
-    model::Kind::parse(text).map_err(|cause| Status::invalid_argument(cause.to_string()))
-}
-
-/// How a missing object is spoken of.
-fn not_found(kind: model::Kind, key: &Key) -> String {
-    let (kind_name, name) = (kind.singular(), &key.name);
-    if kind.namespaced() {
-        format!("{kind_name} {name} not found in namespace {}", key.namespace)
-    } else {
-        format!("{kind_name} {name} not found")
-    }
 }
 
 /// Work that takes the processor for a while, off the threads that serve connections.
@@ -456,6 +434,22 @@ impl Api for Service {
             .map(Response::new)
     }
 
+    async fn create_service_account_token(
+        &self,
+        request: Request<CreateServiceAccountTokenRequest>,
+    ) -> Result<Response<CreateServiceAccountTokenResponse>, Status> {
+        let asker = Asker::of(request.extensions())?;
+        let request = request.into_inner();
+        let needs = access::account_token(&request)?;
+        let admitted = self
+            .admit(Call::writes("CreateServiceAccountToken"), asker, |_| Ok(needs))
+            .await?;
+        admitted
+            .done(self.do_create_account_token(&request).await)
+            .await
+            .map(Response::new)
+    }
+
     async fn remove_member(
         &self,
         request: Request<RemoveMemberRequest>,
@@ -505,7 +499,7 @@ impl Api for Service {
         admitted.done(answer).await.map(Response::new)
     }
 
-    /// Also while nobody leads, and for everybody with a certificate.
+    /// For everybody with a certificate or a token; with a certificate also while nobody leads.
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(VersionResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -569,7 +563,7 @@ impl Api for Service {
         admitted.done(answer).await.map(Response::new)
     }
 
-    /// For everybody with a certificate.
+    /// For everybody with a certificate or a token.
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
         let Asker { who, .. } = Asker::of(request.extensions())?;
         Ok(Response::new(Self::do_who_am_i(who, request.extensions())))

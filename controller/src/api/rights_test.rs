@@ -355,6 +355,23 @@ async fn questions_about_rights_are_answered_as_calls_are() {
     let own = own.unwrap().into_inner();
     assert!(own.allowed);
     assert_eq!(own.reason, "RoleBinding default/ann gives Role maps");
+    let of_all = RoleBinding {
+        subjects: vec![Subject {
+            kind: "Group".to_owned(),
+            name: "system:serviceaccounts:default".to_owned(),
+            ..Default::default()
+        }],
+        ..object::into(binding("accounts", "maps", "")).unwrap()
+    };
+    as_admin(&one, vec![object::from(of_all)]).await;
+    for (account, allowed) in [("default", true), ("other", false)] {
+        let user = format!("system:serviceaccount:{account}:robot");
+        let answer = one
+            .service
+            .review_access(by_admin(question("configmaps", &user)))
+            .await;
+        assert_eq!(answer.unwrap().into_inner().allowed, allowed, "{user}");
+    }
     let other = one
         .service
         .review_access(by_admin(question("secrets", "ann")))
@@ -371,4 +388,48 @@ async fn questions_about_rights_are_answered_as_calls_are() {
         "{}",
         forbidden.message()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_needs_its_own_right_and_is_noted_without_itself() {
+    let one = One::new().await;
+    let account = object::from(proto::v1::ServiceAccount {
+        metadata: meta("robot"),
+        ..Default::default()
+    });
+    let all_but = role("accounts", "serviceaccounts,secrets", "*");
+    as_admin(&one, vec![account, all_but, binding("ann", "accounts", "ann")]).await;
+    let make = async || {
+        let request = rpc::v1::CreateServiceAccountTokenRequest {
+            name: "robot".to_owned(),
+            ..Default::default()
+        };
+        let answer = one
+            .service
+            .create_service_account_token(by("ann", &[], request))
+            .await;
+        answer.map(|answer| answer.into_inner().token)
+    };
+    let refused = make().await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(
+        refused
+            .message()
+            .contains("create serviceaccounts/token robot in namespace default"),
+        "{refused}"
+    );
+    let tokens = role("tokens", "serviceaccounts/token", "create");
+    as_admin(&one, vec![tokens, binding("tokens", "tokens", "ann")]).await;
+    let token = make().await.unwrap();
+    let lines = audited(&one, 4).await;
+    let line = &lines[3];
+    assert_eq!(line["user"], "ann");
+    assert_eq!(line["call"], "CreateServiceAccountToken");
+    assert_eq!(line["objects"][0]["resource"], "serviceaccounts/token");
+    assert_eq!(line["objects"][0]["name"], "robot");
+    assert_eq!(line["objects"][0]["namespace"], "default");
+    let text = std::fs::read_to_string(one.directory().join("audit/audit.log")).unwrap();
+    for part in token.split('.') {
+        assert!(!text.contains(part), "{text}");
+    }
 }

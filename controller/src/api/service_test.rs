@@ -192,8 +192,13 @@ impl One {
         let ca = self.authority.certificate();
         let tls = self.live.server_config(ca, ClientAuth::Optional).unwrap();
         let server = ApiServer::new(self.service.clone()).max_decoding_message_size(wire::MESSAGE_BYTES_MAX);
+        let bearers = Bearers::new(self.service.node.clone(), self.authority.account_key().clone());
         let serving = Server::builder()
-            .add_routes(Routes::new(Guard::new(server, self.service.audit.clone())))
+            .add_routes(Routes::new(Guard::new(
+                server,
+                bearers,
+                self.service.audit.clone(),
+            )))
             .serve_with_incoming(accept(listener, tls.into(), 16, Revoked::nothing()));
         tokio::spawn(serving);
         let issued = subject.map(|subject| self.authority.issue(&subject, unix_now()).unwrap());

@@ -21,6 +21,8 @@ pub(crate) struct Input {
     pub(crate) message: MessageDescriptor,
     /// Many of them, one after the other.
     pub(crate) streamed: bool,
+    /// Its answers come one after the other.
+    pub(crate) answered_by_many: bool,
 }
 
 /// By path.
@@ -33,6 +35,7 @@ static INPUTS: LazyLock<HashMap<String, Input>> = LazyLock::new(|| {
             let input = Input {
                 message: method.input(),
                 streamed: method.is_client_streaming(),
+                answered_by_many: method.is_server_streaming(),
             };
             (path, input)
         })

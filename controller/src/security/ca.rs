@@ -9,6 +9,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateSigningRequestDer;
 
+use super::account_token::AccountKey;
 use super::identity::{ADMINS, GROUP_SEPARATOR, MEMBERS, NODES, member_server_name};
 use crate::raft::types::MemberId;
 
@@ -123,6 +124,7 @@ pub struct Authority {
     certificate: String,
     key: String,
     sha256: [u8; 32],
+    account_key: AccountKey,
 }
 
 impl Authority {
@@ -156,6 +158,7 @@ impl Authority {
         if sha256 != spki_of(&pair) {
             return Err(CaError::Mismatch);
         }
+        let account_key = AccountKey::derive(&pair.serialize_der());
         let issuer = Issuer::from_ca_cert_pem(certificate, pair).map_err(|source| CaError::Load {
             what: "certificate",
             source,
@@ -165,7 +168,13 @@ impl Authority {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             sha256,
+            account_key,
         })
+    }
+
+    /// Signs and verifies the tokens of service accounts.
+    pub(crate) fn account_key(&self) -> &AccountKey {
+        &self.account_key
     }
 
     /// The CA's certificate, PEM.

@@ -1,4 +1,4 @@
-//! Who speaks, as their certificate says.
+//! Who speaks, as their certificate or token says.
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -30,12 +30,12 @@ pub enum Identity {
     Node(String),
     /// A person or a program of theirs.
     User {
-        /// Common name of the certificate.
+        /// Common name of the certificate, or the user that the token's service account acts as.
         name: String,
-        /// Its organizations.
+        /// Organizations of the certificate.
         groups: Vec<String>,
     },
-    /// No certificate was shown: such a caller may only join.
+    /// No certificate or token was shown: such a caller may only join.
     Anonymous,
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,9 +33,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An old connection is closed after this time, so that its peer shows its new certificate.
 pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Who shows no certificate that is good may only join, which takes seconds.
+/// Who shows no certificate that is good may only join, which takes seconds, or has a token to show.
 const STRANGER_AGE_MAX: Duration = Duration::from_secs(60);
-/// Connections without a certificate at a time: whoever fills them keeps out nobody but those who join.
+/// Connections without a certificate at a time: whoever fills them keeps out nobody but those who join, or come with a token.
 const ANONYMOUS_CONNECTIONS_MAX: usize = 512;
 /// Connections of one node, controller or person at a time: nobody's programs take the place of all others.
 const CONNECTIONS_OF_ONE_MAX: usize = 1024;
@@ -46,6 +47,60 @@ pub struct Caller {
     pub authenticated: Arc<Authenticated>,
     /// From where.
     pub address: SocketAddr,
+    /// Of a connection without a certificate.
+    pub(crate) stranger: Option<Arc<Stranger>>,
+}
+
+/// A connection that showed no certificate. It is anybody's, and for a short time, until a token says whose it is.
+#[derive(Debug)]
+pub(crate) struct Stranger {
+    counts: Counts,
+    counted: Mutex<Counted>,
+    until: watch::Sender<Instant>,
+}
+
+impl Caller {
+    /// The same caller, known by a token. Its connection counts as the first bearer's from then on and may stay as long as a
+    /// token that it showed is good. None when that one has as many connections as one may have.
+    pub(crate) fn recognised(&self, bearer: Authenticated, now: u64) -> Option<Self> {
+        if let Some(stranger) = &self.stranger {
+            stranger.recognise(&bearer, now)?;
+        }
+        Some(Self {
+            authenticated: Arc::new(bearer),
+            address: self.address,
+            stranger: self.stranger.clone(),
+        })
+    }
+}
+
+impl Stranger {
+    fn recognise(&self, bearer: &Authenticated, now: u64) -> Option<()> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.caller == Identity::Anonymous.to_string() {
+            *counted = self.counts.one_more(&bearer.identity)?;
+        }
+        drop(counted);
+        let until = Instant::now() + Duration::from_secs(bearer.not_after.saturating_sub(now));
+        self.until.send_if_modified(|known| {
+            let later = until > *known;
+            *known = until.max(*known);
+            later
+        });
+        Some(())
+    }
+}
+
+/// Until a stranger has to leave.
+async fn stay(mut until: watch::Receiver<Instant>) {
+    loop {
+        let end = *until.borrow_and_update();
+        tokio::select! {
+            biased;
+            Ok(()) = until.changed() => {}
+            () = tokio::time::sleep_until(end) => return,
+        }
+    }
 }
 
 /// One accepted connection.
@@ -54,15 +109,17 @@ pub struct Connection {
     caller: Caller,
     /// When it is to be cut, whoever uses it: a certificate may be revoked, and who has none may not stay.
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
-    _counted: Counted,
+    /// Of one with a certificate.
+    _counted: Option<Counted>,
     _permit: OwnedSemaphorePermit,
 }
 
 /// How many connections each caller has.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counts(Arc<Mutex<HashMap<String, usize>>>);
 
 /// One of them.
+#[derive(Debug)]
 struct Counted {
     counts: Counts,
     caller: String,
@@ -183,24 +240,40 @@ async fn run(
                     };
                     authenticated.revoked = revoked.includes(&authenticated);
                     let authenticated = Arc::new(authenticated);
+                    let mut stranger = None;
+                    let mut known = None;
                     let end: Pin<Box<dyn Future<Output = ()> + Send>> = match &*authenticated {
-                        // It is told so, and then has nothing more to do here.
-                        Authenticated { revoked: true, .. }
-                        | Authenticated {
+                        Authenticated {
                             identity: Identity::Anonymous,
                             ..
-                        } => Box::pin(tokio::time::sleep(STRANGER_AGE_MAX)),
-                        _ => Box::pin(revoked.wait_for(authenticated.clone())),
+                        } => {
+                            let (until, end) = watch::channel(Instant::now() + STRANGER_AGE_MAX);
+                            stranger = Some(Arc::new(Stranger {
+                                counts,
+                                counted: Mutex::new(counted),
+                                until,
+                            }));
+                            Box::pin(stay(end))
+                        }
+                        certified => {
+                            known = Some(counted);
+                            match certified.revoked {
+                                // It is told so, and then has nothing more to do here.
+                                true => Box::pin(tokio::time::sleep(STRANGER_AGE_MAX)),
+                                false => Box::pin(revoked.wait_for(authenticated.clone())),
+                            }
+                        }
                     };
                     let caller = Caller {
                         authenticated,
                         address,
+                        stranger,
                     };
                     Connection {
                         stream,
                         caller,
                         end,
-                        _counted: counted,
+                        _counted: known,
                         _permit: permit,
                     }
                 }
@@ -268,5 +341,66 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(name: &str, not_after: u64) -> Authenticated {
+        Authenticated {
+            identity: Identity::User {
+                name: name.to_owned(),
+                groups: Vec::new(),
+            },
+            not_after,
+            ..Authenticated::anonymous()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_counted_as_its_first_bearer_and_stays_as_long_as_a_token_is_good() {
+        let counts = Counts::default();
+        let of = |name: &str| counts.0.lock().unwrap().get(name).copied().unwrap_or_default();
+        let begun = Instant::now();
+        let (until, end) = watch::channel(begun);
+        let caller = Caller {
+            authenticated: Arc::new(Authenticated::anonymous()),
+            address: ([127, 0, 0, 1], 1).into(),
+            stranger: Some(Arc::new(Stranger {
+                counted: Mutex::new(counts.one_more(&Identity::Anonymous).unwrap()),
+                counts: counts.clone(),
+                until,
+            })),
+        };
+        assert_eq!(of("system:anonymous"), 1);
+        let known = caller.recognised(bearer("robot", 101), 100).unwrap();
+        assert_eq!(known.authenticated.identity, bearer("robot", 0).identity);
+        assert_eq!((of("system:anonymous"), of("robot")), (0, 1));
+        // An earlier end takes nothing away.
+        caller.recognised(bearer("other", 100), 100).unwrap();
+        assert_eq!((of("robot"), of("other")), (1, 0));
+        stay(end).await;
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+        drop((caller, known));
+        assert_eq!(of("robot"), 0);
+    }
+
+    #[test]
+    fn a_bearer_with_as_many_connections_as_one_may_have_is_not_recognised_on_another() {
+        let counts = Counts::default();
+        let robot = bearer("robot", 200);
+        let taken: Vec<_> = (0..CONNECTIONS_OF_ONE_MAX)
+            .map(|_| counts.one_more(&robot.identity).unwrap())
+            .collect();
+        let stranger = Stranger {
+            counted: Mutex::new(counts.one_more(&Identity::Anonymous).unwrap()),
+            counts: counts.clone(),
+            until: watch::channel(Instant::now()).0,
+        };
+        assert!(stranger.recognise(&robot, 100).is_none());
+        drop(taken);
+        stranger.recognise(&robot, 100).unwrap();
     }
 }

@@ -1,8 +1,10 @@
-//! Who is who: the embedded CA, certificates, their rotation and revocation, TLS listeners, join tokens.
+//! Who is who: the embedded CA, certificates, their rotation and revocation, TLS listeners, join tokens, tokens of service
+//! accounts.
 //!
 //! There is no plain-text mode. A role stands in a certificate's organization and only the CA, which the controllers
 //! hold, puts it there; nothing that a request for a certificate asks for is taken over but its key.
 
+pub(crate) mod account_token;
 pub mod ca;
 pub mod identity;
 pub mod join;
@@ -35,5 +37,7 @@ fn random_bytes<const N: usize>() -> [u8; N] {
     crate::simulated::random_bytes()
 }
 
+#[cfg(test)]
+mod account_token_test;
 #[cfg(test)]
 mod certificate_test;

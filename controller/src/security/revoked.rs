@@ -1,4 +1,4 @@
-//! Certificates that are refused before their end.
+//! Certificates and tokens that are refused before their end.
 //!
 //! What is revoked is everything that an identity was issued up to a time: nobody has to know serial numbers, and a
 //! certificate that was stolen unseen is covered too. A new one, issued later, is good. TLS lets a revoked certificate in,
@@ -39,10 +39,7 @@ impl Revoked {
     /// Whether this certificate is revoked.
     pub fn includes(&self, certificate: &Authenticated) -> bool {
         let known = self.known.borrow();
-        !known.is_empty()
-            && known
-                .get(&certificate.identity.to_string())
-                .is_some_and(|revocation| certificate.issued <= issued_until(revocation))
+        !known.is_empty() && covers(&known, &certificate.identity.to_string(), certificate.issued)
     }
 
     /// Until this certificate is revoked.
@@ -53,6 +50,12 @@ impl Revoked {
             }
         }
     }
+}
+
+/// Whether what an identity was issued at this time is revoked.
+pub(crate) fn covers(known: &Revocations, identity: &str, issued: u64) -> bool {
+    let revocation = known.get(identity);
+    revocation.is_some_and(|revocation| issued <= issued_until(revocation))
 }
 
 fn issued_until(revocation: &Revocation) -> u64 {

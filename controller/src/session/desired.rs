@@ -11,6 +11,8 @@ use proto::v1::{Node, Object, Pod};
 use rpc::v1::{Desired, HeldPod, Peer};
 use state::State;
 
+use super::account;
+
 /// A part takes objects until it has this many bytes: with one more of the largest it stays below the 4 MiB that a message
 /// may have.
 const PART_BYTES_MAX: usize = 2 << 20;
@@ -155,7 +157,7 @@ impl Known {
             };
             self.pods.insert((*uid).to_owned(), known);
             if !current {
-                pods.push(pod);
+                pods.push(account::decided(state, pod));
             }
         }
         pods

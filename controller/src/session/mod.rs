@@ -1,14 +1,16 @@
-//! What agents call: their one session, the calls that it asks for, and the renewal of their certificates.
+//! What agents call: their one session, the calls that it asks for, the renewal of their certificates, tokens for their pods.
 //!
 //! | file          | what                                                                |
 //! |---------------|---------------------------------------------------------------------|
 //! | `desired.rs`  | what an agent has to hear, as a difference; pure                    |
+//! | `account.rs`  | which pods get a token of their service account; pure               |
 //! | `reported.rs` | what an agent may say; pure                                         |
 //! | `talk.rs`     | one session, from Welcome to its end                                |
 //! | `registry.rs` | the sessions of this member, and the calls that wait for agents     |
 //! | `dispatch.rs` | tells sessions what changed                                         |
 //! | `carry.rs`    | one call, opened by the agent                                       |
 
+mod account;
 mod carry;
 mod desired;
 mod dispatch;
@@ -16,6 +18,8 @@ mod registry;
 mod reported;
 mod talk;
 
+#[cfg(test)]
+mod account_test;
 #[cfg(test)]
 mod carry_test;
 #[cfg(test)]
@@ -28,6 +32,8 @@ mod identities_test;
 mod revocation_test;
 #[cfg(test)]
 mod session_test;
+#[cfg(test)]
+mod stolen_test;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +42,10 @@ use std::time::Duration;
 use futures_util::Stream;
 use proto::state::v1::Key;
 use rpc::v1::node_server::{Node as NodeApi, NodeServer};
-use rpc::v1::{AgentMessage, CarryDown, CarryUp, ControllerMessage, RenewRequest, RenewResponse};
+use rpc::v1::{
+    AgentMessage, CarryDown, CarryUp, ControllerMessage, PodTokenRequest, PodTokenResponse, RenewRequest,
+    RenewResponse,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -44,6 +53,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::events::Events;
 use crate::leases::Renewals;
 use crate::raft::Node;
+use crate::security::account_token::LIFE_SECONDS;
 use crate::security::ca::{Authority, CaError, Subject};
 use crate::security::identity::Identity;
 use crate::security::listen::{Caller, identity_of};
@@ -188,6 +198,19 @@ impl NodeApi for Service {
             certificate,
             ca: self.authority.certificate().to_owned(),
             endpoints: endpoints(&self.desk.node),
+        }))
+    }
+
+    async fn pod_token(
+        &self,
+        request: Request<PodTokenRequest>,
+    ) -> Result<Response<PodTokenResponse>, Status> {
+        let name = node_name(&request)?;
+        let state = read(&self.desk.node).await?;
+        let claims = account::claims(&state, &name, &request.get_ref().pod_uid, unix_now())?;
+        Ok(Response::new(PodTokenResponse {
+            token: self.authority.account_key().sign(&claims),
+            life_seconds: LIFE_SECONDS,
         }))
     }
 }

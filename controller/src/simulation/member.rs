@@ -76,6 +76,7 @@ pub(super) fn caller(identity: Identity) -> Caller {
             revoked: false,
         }),
         address: ([127, 0, 0, 1], 1).into(),
+        stranger: None,
     }
 }
 

@@ -49,6 +49,9 @@ fn of_operation(operation: &Operation) -> u32 {
 /// Least schema level that knows all that an object says.
 pub fn of_object(object: &Object) -> u32 {
     let spec = match &object.object {
+        Some(Any::ServiceAccount(account)) if account.automount_service_account_token == Some(true) => {
+            return TOKENS_IN_PODS;
+        }
         Some(Any::Pod(pod)) => pod.spec.as_ref(),
         Some(Any::ReplicaSet(set)) => set
             .spec

@@ -16,12 +16,14 @@ use crate::store::State;
 
 pub use cover::Uncovered;
 
-/// The group that everybody with a certificate is in.
+/// The group that everybody with a certificate or a token is in.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// The group of administrators. It may do everything, whatever roles say: nobody can lock all of them out.
 pub const ADMINS: &str = "bulkhead:admins";
 /// What a service account acts as: `system:serviceaccount:NAMESPACE:NAME`.
 const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+/// The group of all service accounts; with `:NAMESPACE` behind it, of those of a namespace.
+const ACCOUNTS: &str = "system:serviceaccounts";
 /// Stands for every verb, group or resource.
 const ALL: &str = "*";
 
@@ -35,7 +37,7 @@ pub struct Who {
 }
 
 impl Who {
-    /// Somebody whose certificate was verified.
+    /// Somebody whose certificate or token was verified.
     pub fn authenticated(name: impl Into<String>, groups: &[String]) -> Who {
         let mut groups = groups.to_vec();
         if !groups.iter().any(|group| group == AUTHENTICATED) {
@@ -56,14 +58,26 @@ impl Who {
         match subject.kind.as_str() {
             "User" => subject.name == self.name,
             "Group" => self.groups.contains(&subject.name),
-            "ServiceAccount" => self
-                .name
-                .strip_prefix(ACCOUNT_PREFIX)
-                .and_then(|rest| rest.split_once(':'))
+            "ServiceAccount" => account_of(&self.name)
                 .is_some_and(|(namespace, name)| namespace == subject.namespace && name == subject.name),
             _ => false,
         }
     }
+}
+
+/// The user that a service account acts as.
+pub fn account_user(namespace: &str, name: &str) -> String {
+    format!("{ACCOUNT_PREFIX}{namespace}:{name}")
+}
+
+/// The groups of a namespace's service accounts, as Kubernetes has them.
+pub fn account_groups(namespace: &str) -> Vec<String> {
+    vec![ACCOUNTS.to_owned(), format!("{ACCOUNTS}:{namespace}")]
+}
+
+/// Namespace and name of the service account that acts as this user.
+pub fn account_of(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix(ACCOUNT_PREFIX)?.split_once(':')
 }
 
 /// One thing that somebody wants to do.

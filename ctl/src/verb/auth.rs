@@ -9,6 +9,7 @@ use rpc::v1::{
     IssueCertificateRequest, ListRevocationsRequest, ReviewAccessRequest, RevokeCertificatesRequest,
     WhoAmIRequest,
 };
+use state::rbac;
 
 use crate::age;
 use crate::cluster::Cluster;
@@ -30,9 +31,9 @@ pub(crate) struct Auth {
 enum Verb {
     /// Make a key and have a certificate issued for it, as a configuration for its user
     Issue(Issue),
-    /// Have every certificate refused that a user or a node was issued so far
+    /// Have every certificate or token refused that a user, a node or a service account was issued so far
     Revoke(Revoke),
-    /// List whose certificates are refused
+    /// List whose certificates and tokens are refused
     Revocations,
     /// Say whether something may be done
     CanI(CanI),
@@ -60,8 +61,8 @@ struct Issue {
 
 #[derive(clap::Args)]
 struct Revoke {
-    /// The user, or node/NAME
-    #[arg(value_name = "USER | node/NAME")]
+    /// The user, node/NAME, or serviceaccount/NAME in the namespace
+    #[arg(value_name = "USER | node/NAME | serviceaccount/NAME")]
     whose: String,
 }
 
@@ -140,6 +141,7 @@ async fn issue(
         ca: answer.ca.clone(),
         cert: answer.certificate.clone(),
         key: key.serialize_pem(),
+        ..Context::default()
     };
     if let Some(name) = args.add_context {
         let mut mine = Config::read(config)?;
@@ -171,8 +173,27 @@ fn file_name(user: &str) -> String {
 }
 
 async fn revoke(args: Revoke, cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
-    let node = args.whose.strip_prefix("node/");
-    let identity = node.map_or_else(|| args.whose.clone(), |node| format!("{NODE}{node}"));
+    let whose = &args.whose;
+    let (identity, what, back) = match whose.split_once('/') {
+        Some(("node", node)) => (
+            format!("{NODE}{node}"),
+            "certificates",
+            format!("to let it join again: ctl token create --name {node}"),
+        ),
+        Some(("serviceaccount", name)) => {
+            let namespace = &cluster.namespace;
+            (
+                rbac::account_user(namespace, name),
+                "tokens",
+                format!("for a new one: ctl create token {name} -n {namespace}"),
+            )
+        }
+        _ => (
+            whose.clone(),
+            "certificates",
+            format!("for a new one: ctl auth issue {whose}"),
+        ),
+    };
     let request = RevokeCertificatesRequest { identity };
     cluster
         .call(request, async |mut api, request| {
@@ -180,13 +201,8 @@ async fn revoke(args: Revoke, cluster: &Cluster, out: &mut Output) -> Result<(),
         })
         .await
         .map_err(|status| cluster.error(status))?;
-    let back = match node {
-        Some(node) => format!("to let it join again: ctl token create --name {node}"),
-        None => format!("for a new one: ctl auth issue {}", args.whose),
-    };
     out.line(format_args!(
-        "the certificates of {} are refused from now on; {back}",
-        args.whose
+        "the {what} of {whose} are refused from now on; {back}"
     ))
 }
 
@@ -291,7 +307,7 @@ async fn whoami(cluster: &Cluster, out: &mut Output) -> Result<(), CtlError> {
     for (attribute, value) in [
         ("Username", answer.name),
         ("Groups", answer.groups.join(", ")),
-        ("Certificate ends", expires),
+        ("Good until", expires),
     ] {
         table.row(vec![attribute.to_owned(), value]);
     }

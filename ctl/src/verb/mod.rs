@@ -6,6 +6,7 @@ pub(crate) mod backup;
 pub(crate) mod completion;
 pub(crate) mod contexts;
 pub(crate) mod cordon;
+pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod diff;

@@ -128,12 +128,11 @@ pub fn object(object: &Object) -> Vec<FieldError> {
         Some(Any::ReplicaSet(inner)) => workload::replica_set(&mut errors, inner),
         Some(Any::ConfigMap(inner)) => config_map(&mut errors, inner),
         Some(Any::Secret(inner)) => secret::secret(&mut errors, inner),
-        Some(Any::ServiceAccount(inner)) => rbac::service_account(&mut errors, inner),
         Some(Any::Role(inner)) => rbac::role(&mut errors, inner),
         Some(Any::ClusterRole(inner)) => rbac::cluster_role(&mut errors, inner),
         Some(Any::RoleBinding(inner)) => rbac::role_binding(&mut errors, inner),
         Some(Any::ClusterRoleBinding(inner)) => rbac::cluster_role_binding(&mut errors, inner),
-        Some(Any::Namespace(_) | Any::Node(_) | Any::Event(_)) | None => {}
+        Some(Any::Namespace(_) | Any::Node(_) | Any::ServiceAccount(_) | Any::Event(_)) | None => {}
     }
     errors.list
 }

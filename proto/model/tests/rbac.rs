@@ -39,6 +39,7 @@ fn what_kubernetes_takes_is_taken() {
         thing("ClusterRole", ", rules: [{nonResourceURLs: [/healthz, /x/*], verbs: [get]}]"),
         "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: 'system:a b'}}".to_owned(),
         "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot}, automountServiceAccountToken: false}".to_owned(),
+        "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot}, automountServiceAccountToken: true}".to_owned(),
         binding("RoleBinding", "Role", "{kind: User, name: ann@example.com}"),
         binding("ClusterRoleBinding", "ClusterRole", "{kind: ServiceAccount, name: s, namespace: shop}"),
     ] {
@@ -146,12 +147,6 @@ fn what_means_nothing_is_refused() {
             "not supported yet",
         ),
         (
-            "{apiVersion: v1, kind: ServiceAccount, metadata: {name: a}, automountServiceAccountToken: true}"
-                .to_owned(),
-            "automountServiceAccountToken",
-            "true is not supported yet",
-        ),
-        (
             "{apiVersion: v1, kind: ServiceAccount, metadata: {name: a}, secrets: [{name: b}]}".to_owned(),
             "secrets",
             "not supported yet",
@@ -186,12 +181,12 @@ fn a_pod_without_a_service_account_has_the_default_one() {
     };
     assert_eq!(pod(""), "default");
     assert_eq!(
-        pod(", serviceAccountName: robot, automountServiceAccountToken: false"),
+        pod(", serviceAccountName: robot, automountServiceAccountToken: true"),
         "robot"
     );
     check(
-        &refusals::pod("", ", automountServiceAccountToken: true"),
-        "spec.automountServiceAccountToken",
-        "true is not supported yet",
+        &refusals::pod("", ", serviceAccountName: Robot"),
+        "spec.serviceAccountName",
+        "`Robot` is not a DNS-1123 name",
     );
 }

@@ -2,6 +2,7 @@
 //! what every caller needs before its first call: a TLS channel and the text form of join tokens; and the words to the
 //! service manager.
 
+mod secret;
 pub mod service;
 pub mod tls;
 pub mod token;

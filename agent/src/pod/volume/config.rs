@@ -57,6 +57,11 @@ impl Source<'_> {
     }
 }
 
+/// Whether a volume shows something already.
+pub(super) fn has_content(path: &Path) -> bool {
+    path.join(DATA).exists()
+}
+
 /// Makes the volume or brings it up to date. What has gone leaves a volume as it is.
 pub(super) fn prepare(
     path: &Path,
@@ -68,7 +73,7 @@ pub(super) fn prepare(
     let payload = match content {
         Some(content) => payload(source, content, group)?,
         None if source.optional => Payload::new(),
-        None if path.join(DATA).exists() => return Ok(()),
+        None if has_content(path) => return Ok(()),
         None => {
             return Err(VolumeError::NotFound {
                 kind: source.kind,

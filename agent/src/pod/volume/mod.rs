@@ -15,6 +15,7 @@ use nix::mount::MsFlags;
 use oci_spec::runtime::Mount;
 use proto::v1::{Container, EmptyDirVolumeSource, PodSpec, Volume, VolumeMount};
 
+use super::account;
 use super::files::{self, FileError, Owner, Paths};
 use crate::configs::{Configs, Content};
 
@@ -27,6 +28,8 @@ pub(super) enum VolumeError {
     NotFound { kind: Kind, name: String },
     #[error("{} references non-existent key: {key}", .kind.singular())]
     NoKey { kind: Kind, key: String },
+    #[error("{reason}")]
+    Account { reason: String },
     #[error("hostPath type check failed: {} is not a {kind}", .path.display())]
     HostPathType { path: PathBuf, kind: &'static str },
     #[error("failed to {action} {}", .path.display())]
@@ -69,10 +72,10 @@ pub(super) struct PrepareError {
 }
 
 impl Volumes<'_> {
-    /// Makes every volume, or brings it up to date; a second time changes nothing.
-    pub(super) fn prepare(&self) -> Result<(), PrepareError> {
+    /// Makes every volume, or brings it up to date; a second time changes nothing. `account`: of the pod's service account.
+    pub(super) fn prepare(&self, account: &account::Content) -> Result<(), PrepareError> {
         for volume in &self.spec.volumes {
-            self.prepare_one(volume).map_err(|source| PrepareError {
+            self.prepare_one(volume, account).map_err(|source| PrepareError {
                 volume: volume.name.clone(),
                 source,
             })?;
@@ -93,7 +96,7 @@ impl Volumes<'_> {
             .and_then(|context| context.fs_group)
     }
 
-    fn prepare_one(&self, volume: &Volume) -> Result<(), VolumeError> {
+    fn prepare_one(&self, volume: &Volume, account: &account::Content) -> Result<(), VolumeError> {
         let path = self.paths.volume(&volume.name);
         if let Some(host) = &volume.host_path {
             return host_path::prepare(host);
@@ -103,7 +106,16 @@ impl Volumes<'_> {
                 // Never on a disk.
                 self.tmpfs(&path, None, 0o755, self.fs_group())?;
             }
-            let content = source.content(self.namespace, self.configs);
+            let content = match (volume.name.as_str(), account) {
+                (account::VOLUME, Ok(files)) => Some(Content::of(files)),
+                // What is there stays, as of a Secret that has gone.
+                (account::VOLUME, Err(_)) if config::has_content(&path) => None,
+                (account::VOLUME, Err(reason)) => {
+                    let reason = reason.clone();
+                    return Err(VolumeError::Account { reason });
+                }
+                _ => source.content(self.namespace, self.configs),
+            };
             return config::prepare(&path, &source, content, self.owner, self.fs_group());
         }
         let default = EmptyDirVolumeSource::default();

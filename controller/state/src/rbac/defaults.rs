@@ -85,6 +85,7 @@ fn make() -> Vec<Object> {
             WRITE,
         ),
         rule(&[""], &["serviceaccounts"], &["impersonate"]),
+        rule(&[""], &["serviceaccounts/token"], &["create"]),
     ]);
     let mut admin = edit.clone();
     admin.push(rule(&[RBAC_GROUP], &["rolebindings", "roles"], RBAC_VERBS));

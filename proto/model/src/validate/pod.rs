@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proto::v1::{Container, PodSpec, PodTemplateSpec};
 
-use super::{Errors, container, labels, labels_and_annotations, pod_annotations, rbac, security, volume};
+use super::{Errors, container, labels, labels_and_annotations, pod_annotations, security, volume};
 use crate::name;
 
 /// A template: its labels and its spec.
@@ -40,11 +40,6 @@ pub(super) fn spec(errors: &mut Errors, path: &str, spec: &PodSpec) {
             name::dns1123_subdomain(&spec.service_account_name),
         );
     }
-    rbac::automount(
-        errors,
-        &format!("{path}.automountServiceAccountToken"),
-        spec.automount_service_account_token,
-    );
     labels(errors, &format!("{path}.nodeSelector"), &spec.node_selector);
     if let Some(seconds) = spec.termination_grace_period_seconds {
         errors.range(

@@ -1,8 +1,6 @@
 //! Service accounts, roles and bindings (Kubernetes 1.34, pkg/apis/rbac/validation).
 
-use proto::v1::{
-    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, ServiceAccount, Subject,
-};
+use proto::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
 use super::Errors;
 use crate::default::{RBAC_GROUP, USER_KINDS};
@@ -10,24 +8,6 @@ use crate::name;
 
 /// A service account's name stands in the name under which it acts.
 const SERVICE_ACCOUNT: &str = "ServiceAccount";
-
-pub(super) fn service_account(errors: &mut Errors, account: &ServiceAccount) {
-    automount(
-        errors,
-        "automountServiceAccountToken",
-        account.automount_service_account_token,
-    );
-}
-
-/// Tokens would have to be made by the cluster: who asks for one by name is told that there are none.
-pub(super) fn automount(errors: &mut Errors, path: &str, asked: Option<bool>) {
-    if asked == Some(true) {
-        errors.add(
-            path,
-            "true is not supported yet: no tokens are given out; write false or remove it",
-        );
-    }
-}
 
 pub(super) fn role(errors: &mut Errors, role: &Role) {
     for (index, rule) in role.rules.iter().enumerate() {
