@@ -24,7 +24,8 @@ struct Checks<'a> {
 }
 
 /// Everything in it that can't be.
-pub(super) fn violations(whole: &Whole) -> Vec<String> {
+/// `has_room`: whether late commands could not fill a node beyond what it holds.
+pub(super) fn violations(whole: &Whole, has_room: bool) -> Vec<String> {
     let mut maps: BTreeMap<String, Versions> = BTreeMap::new();
     for (revision, change) in &whole.changes {
         if let Some((name, value)) = named_value(&change.object) {
@@ -42,7 +43,7 @@ pub(super) fn violations(whole: &Whole) -> Vec<String> {
     checks.linearizable();
     checks.stale_lists_go_on();
     whole.watches.iter().for_each(|watched| checks.watch(watched));
-    checks.pods();
+    checks.pods(has_room);
     checks.violations
 }
 
@@ -249,7 +250,7 @@ impl Checks<'_> {
     }
 
     /// A pod has one node all its life, and no node has more than it can hold.
-    fn pods(&mut self) {
+    fn pods(&mut self, has_room: bool) {
         let mut pods: BTreeMap<&str, &Pod> = BTreeMap::new();
         let mut holds: BTreeMap<&str, i64> = BTreeMap::new();
         let mut wrong = Vec::new();
@@ -279,7 +280,7 @@ impl Checks<'_> {
                 }
                 _ => continue,
             }
-            if !last {
+            if !last || !has_room {
                 continue;
             }
             let mut asked: BTreeMap<&str, i64> = BTreeMap::new();

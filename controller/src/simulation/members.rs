@@ -79,8 +79,14 @@ impl Keeper {
         self.members.keys().nth(which).cloned().expect("one of them")
     }
 
-    /// With three or more the others are most of them, so that this is to harm nobody.
+    /// With three or more, all of which vote, the others are most of them, so that this is to harm nobody.
     async fn replace_a_lost_one(&mut self) {
+        let ids: Vec<MemberId> = self.members.values().copied().collect();
+        for id in ids {
+            if !self.votes(id).await {
+                return;
+            }
+        }
         let name = self.any();
         let id = self.members[&name];
         self.order(Order::Lose { id }).await;

@@ -85,6 +85,8 @@ pub(super) struct Story {
     ends: usize,
     /// What new machines know: at first less, where a cluster is to be upgraded.
     level: u32,
+    /// Members looked from the beginning whether a pod has room where it is bound.
+    has_room: bool,
 }
 
 pub(super) async fn tell(seed: u64, authority: Arc<Authority>) -> Told {
@@ -160,6 +162,7 @@ impl Story {
         };
         let nodes = (1..=NODES).map(|number| agent::Node::new(number, &mut random));
         Self {
+            has_room: level == SCHEMA_LEVEL,
             level,
             nodes: nodes.collect(),
             world,
@@ -541,7 +544,7 @@ impl Story {
     fn end(self) -> Told {
         let whole = self.world.history.whole();
         let mut violations = self.world.history.violations();
-        violations.extend(check::violations(&whole));
+        violations.extend(check::violations(&whole, self.has_room));
         Told {
             violations,
             trace: self.world.network.trace(),

@@ -16,6 +16,8 @@ use crate::store::State;
 
 /// The level of tokens in pods.
 const TOKENS_IN_PODS: u32 = 4;
+/// From this level on a pod is bound only where it fits when it is bound.
+pub(crate) const ROOM_WHEN_BOUND: u32 = 4;
 /// The level of what a node's status says of its agent's.
 pub const LEVELS_OF_AGENTS: u32 = 4;
 

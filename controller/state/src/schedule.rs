@@ -104,6 +104,13 @@ pub fn explain(state: &State, pod: &Key) -> Vec<NodeReason> {
     table.reasons(&record.template)
 }
 
+/// Why a node that is there does not take a pod of this template now.
+pub(crate) fn misfit(state: &State, node: &str, template: &Template) -> Option<String> {
+    let slot = Slot::of(state, state.node(node)?, node);
+    let misfit = slot.misfit(template)?;
+    Some(tell(&misfit, &[&slot], template))
+}
+
 /// Pods that wait, oldest first, with those of their template.
 fn waiting(state: &State) -> Vec<Group<'_>> {
     let mut pods: Vec<(&ObjectKey, &PodRecord)> = state

@@ -11,7 +11,7 @@ use crate::history::Change;
 use crate::key::ObjectKey;
 use crate::record::{Record, Status};
 use crate::store::State;
-use crate::{OPERATIONS_MAX, conditions, level, rbac};
+use crate::{OPERATIONS_MAX, conditions, level, rbac, schedule};
 use model::{Kind, object};
 
 impl Trial {
@@ -172,6 +172,15 @@ impl Trial {
             return refuse(
                 Reason::Conflict,
                 format!("the agent of Node {} is too old for {key}", bind.node),
+            );
+        }
+        // Whoever decided may have seen an older state, without the pods that another leader placed.
+        if self.state.level() >= level::ROOM_WHEN_BOUND
+            && let Some(why) = schedule::misfit(&self.state, &bind.node, &pod.template)
+        {
+            return refuse(
+                Reason::Conflict,
+                format!("{key} does not go on Node {}: {why}", bind.node),
             );
         }
         // Who names a node gets it, cordoned or not, as in Kubernetes.

@@ -106,7 +106,7 @@ impl<'a> Table<'a> {
 }
 
 impl<'a> Slot<'a> {
-    fn of(state: &State, node: &'a Node, name: &'a str) -> Slot<'a> {
+    pub(super) fn of(state: &State, node: &'a Node, name: &'a str) -> Slot<'a> {
         let none = BTreeMap::new();
         let status = node.status.as_ref();
         let has = status.map_or(&none, |status| &status.allocatable);
@@ -158,7 +158,7 @@ impl<'a> Slot<'a> {
         (named.is_empty() || named == self.name) && self.misfit(template).is_none()
     }
 
-    fn misfit(&self, template: &Template) -> Option<Misfit> {
+    pub(super) fn misfit(&self, template: &Template) -> Option<Misfit> {
         let requests = &template.requests;
         let spec = template.spec();
         let named = spec.map_or("", |spec| spec.node_name.as_str());

@@ -109,3 +109,35 @@ fn a_pod_goes_only_where_the_agent_understands_it() {
         [SCHEMA_LEVEL_MIN, 4]
     );
 }
+
+#[test]
+fn a_late_placement_finds_the_room_taken() {
+    let mut state = cluster();
+    applied(&state.apply(&join(0, "n1")));
+    applied(&state.apply(&node_status(0, "n1", &[("cpu", "1"), ("memory", "1Gi")])));
+    make_ready(&mut state, "n1");
+    let asking = |name: &str| Pod {
+        spec: Some(pod_spec("web:1", &[("cpu", "600m")])),
+        ..pod(name)
+    };
+    run(
+        &mut state,
+        1,
+        ["a", "b", "c"].map(|name| put(from(asking(name)))).to_vec(),
+    );
+    let bind = |name: &str| {
+        let bind = Bind {
+            pod: Some(key("Pod", name)),
+            uid: uid(name),
+            node: "n1".to_owned(),
+        };
+        transaction(2, vec![proto::state::v1::operation::Operation::Bind(bind)])
+    };
+    applied(&state.apply(&bind("a")));
+    // Members of the version before look only at the pod.
+    applied(&state.apply(&bind("b")));
+    raise(&mut state, SCHEMA_LEVEL);
+    let (reason, message) = refused(&state.apply(&bind("c")));
+    assert_eq!(reason, "Conflict");
+    assert!(message.contains("lack cpu (need 600m"), "{message}");
+}
