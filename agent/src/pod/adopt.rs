@@ -82,7 +82,8 @@ impl Actor {
                 );
                 return self.shutdown().await;
             }
-            self.volumes = true;
+            // Whoever started a run had prepared them before; an agent that was killed between the two had not.
+            self.volumes = matches!(&self.monitor, Monitor::Up { state, .. } if !state.containers.is_empty());
             self.adopt_runs();
             return Ok(());
         }

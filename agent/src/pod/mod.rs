@@ -35,6 +35,8 @@ mod view;
 mod volume;
 
 #[cfg(test)]
+mod adopt_test;
+#[cfg(test)]
 mod real_test;
 
 use std::sync::Arc;

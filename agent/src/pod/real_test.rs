@@ -28,7 +28,7 @@ use crate::node::{ClusterFacts, Node};
 use crate::settings::Settings;
 
 /// How long a condition may take to come true on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -44,8 +44,8 @@ fn program() -> Option<PathBuf> {
 }
 
 /// A node with an image and a network, in directories of its own.
-struct Ground {
-    node: Arc<Node>,
+pub(super) struct Ground {
+    pub(super) node: Arc<Node>,
     top: PathBuf,
     temp: tempfile::TempDir,
     _cluster: watch::Sender<Option<ClusterFacts>>,
@@ -96,7 +96,7 @@ fn image(store: &Store) {
 }
 
 impl Ground {
-    async fn new(runtime: PathBuf) -> Self {
+    pub(super) async fn new(runtime: PathBuf) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let temp = tempfile::Builder::new()
             .prefix("bulkhead-pod-")
@@ -165,7 +165,7 @@ impl Ground {
         }
     }
 
-    fn start(&self, pod: &Pod) -> (watch::Sender<Desired>, Handle) {
+    pub(super) fn start(&self, pod: &Pod) -> (watch::Sender<Desired>, Handle) {
         let (sender, receiver) = watch::channel(Desired {
             pod: Some(Arc::new(pod.clone())),
             configs: Arc::new(Configs::new(
@@ -178,7 +178,7 @@ impl Ground {
     }
 
     /// The reverse of `new`, checked: nothing of any pod is left.
-    fn end(self) {
+    pub(super) fn end(self) {
         let settings = &self.node.settings;
         for directory in [settings.pods_dir(), settings.monitors_dir(), settings.logs_dir()] {
             let left: Vec<_> = fs::read_dir(&directory).into_iter().flatten().flatten().collect();
@@ -223,14 +223,14 @@ impl Drop for Ground {
     }
 }
 
-fn settings_map(colour: &str) -> ConfigMap {
+pub(super) fn settings_map(colour: &str) -> ConfigMap {
     ConfigMap {
         data: [("colour".to_owned(), colour.to_owned())].into(),
         ..ConfigMap::default()
     }
 }
 
-fn pod(script: &str) -> Pod {
+pub(super) fn pod(script: &str) -> Pod {
     let mut pod = Pod {
         metadata: Some(ObjectMeta {
             name: "web".into(),
@@ -260,7 +260,7 @@ fn pod(script: &str) -> Pod {
     pod
 }
 
-async fn until(handle: &Handle, what: &str, holds: impl Fn(&PodStatus) -> bool) -> PodStatus {
+pub(super) async fn until(handle: &Handle, what: &str, holds: impl Fn(&PodStatus) -> bool) -> PodStatus {
     let mut report = handle.report();
     let waited = tokio::time::timeout(PATIENCE, async {
         let found = report
@@ -274,7 +274,7 @@ async fn until(handle: &Handle, what: &str, holds: impl Fn(&PodStatus) -> bool) 
     }
 }
 
-fn is_ready(status: &PodStatus) -> bool {
+pub(super) fn is_ready(status: &PodStatus) -> bool {
     let ready = status
         .conditions
         .iter()
@@ -303,7 +303,7 @@ async fn output(handle: &Handle, words: &[&str]) -> String {
     }
 }
 
-async fn delete(sender: &watch::Sender<Desired>, handle: Handle) {
+pub(super) async fn delete(sender: &watch::Sender<Desired>, handle: Handle) {
     sender.send_modify(|desired| {
         let mut pod = desired.pod.as_deref().cloned().unwrap();
         let meta = pod.metadata.as_mut().unwrap();
@@ -317,7 +317,10 @@ async fn delete(sender: &watch::Sender<Desired>, handle: Handle) {
 }
 
 /// Runs a test in a network namespace of its own, on a runtime whose one thread is inside.
-fn in_own_network<F: Future<Output = ()>>(name: &str, work: impl FnOnce(PathBuf) -> F + Send + 'static) {
+pub(super) fn in_own_network<F: Future<Output = ()>>(
+    name: &str,
+    work: impl FnOnce(PathBuf) -> F + Send + 'static,
+) {
     let Some(program) = program().filter(|_| nix::unistd::geteuid().is_root()) else {
         eprintln!("skipped: {name}: needs root and a built bulkhead-runtime");
         return;
@@ -545,25 +548,6 @@ fn what_is_missing_is_waited_for() {
         });
         until(&handle, "running", |status| status.phase == "Running").await;
         delete(&sender, handle).await;
-        ground.end();
-    });
-}
-
-#[test]
-fn a_pod_that_nobody_wants_any_more_is_ended_by_the_next_agent() {
-    in_own_network("a_pod_that_nobody_wants", |program| async move {
-        let ground = Ground::new(program).await;
-        let wanted = pod("exec sleep 1000");
-        let (sender, handle) = ground.start(&wanted);
-        until(&handle, "running", |status| status.phase == "Running").await;
-        drop(sender);
-        handle.join().await;
-        let uid = wanted.metadata.as_ref().unwrap().uid.clone();
-        let (_sender, receiver) = watch::channel(Desired::default());
-        let handle = spawn(Arc::clone(&ground.node), uid, receiver);
-        let mut report = handle.report();
-        let gone = tokio::time::timeout(PATIENCE, report.wait_for(|report| report.gone));
-        gone.await.unwrap().unwrap();
         ground.end();
     });
 }
