@@ -140,12 +140,13 @@ impl Cluster {
 
     /// Runs `ctl` to its end.
     pub fn ctl(&self, words: &[&str]) -> Output {
-        let output = self.command(words).output().expect("ctl");
-        Output {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        run(&mut self.command(words))
+    }
+
+    /// Likewise as somebody else, with a configuration of the test's directory.
+    pub fn ctl_as(&self, config: impl AsRef<Path>, words: &[&str]) -> Output {
+        let config = self.directory().join(config);
+        run(self.command(words).env("BULKHEAD_CONFIG", config))
     }
 
     /// Runs `ctl`, which must succeed, and returns its answer.
@@ -431,6 +432,15 @@ pub fn text(object: &Value, pointer: &str) -> String {
 }
 
 #[track_caller]
+fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("ctl");
+    Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 fn kill_and_wait(pid: i32) {
     match kill(Pid::from_raw(pid), Signal::SIGKILL) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}

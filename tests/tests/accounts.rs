@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::cluster::Output;
 use tests::{Cluster, can_run, wait_for};
 
 /// Longer than anything here takes on a busy machine.
@@ -65,23 +64,9 @@ fn config(cluster: &Cluster, name: &str, credential: &str, value: &str) -> PathB
     path
 }
 
-/// Runs `ctl` as somebody else.
-fn ctl_as(cluster: &Cluster, config: &Path, words: &[&str]) -> Output {
-    let output = cluster
-        .command(words)
-        .env("BULKHEAD_CONFIG", config)
-        .output()
-        .expect("ctl");
-    Output {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
 /// What a role lets the account do is done, and nothing else.
 fn opens_config_maps_alone(cluster: &Cluster, config: &Path) {
-    let robot = |words: &[&str]| ctl_as(cluster, config, words);
+    let robot = |words: &[&str]| cluster.ctl_as(config, words);
     let who = robot(&["auth", "whoami"]);
     assert_eq!(who.code, 0, "{}", who.stderr);
     for word in ["system:serviceaccount:default:robot", "system:serviceaccounts"] {
@@ -182,13 +167,13 @@ fn a_token_opens_what_roles_give_its_account_and_ends_with_it() {
     // It ends with its pod; one that was made for nobody's pod goes on.
     cluster.ok(&["delete", "pod/asking", "--force"]);
     let refused = wait_for("the pod's token is refused", LIMIT, || {
-        let refused = ctl_as(&cluster, &by_file, &["get", "configmap/app"]);
+        let refused = cluster.ctl_as(&by_file, &["get", "configmap/app"]);
         (refused.code != 0).then_some(refused.stderr)
     });
     assert!(refused.contains("the pod asking, which has ended"), "{refused}");
     opens_config_maps_alone(&cluster, &by_token);
     cluster.ok(&["delete", "serviceaccount/robot"]);
-    let refused = ctl_as(&cluster, &by_token, &["get", "configmap/app"]);
+    let refused = cluster.ctl_as(&by_token, &["get", "configmap/app"]);
     assert_eq!(refused.code, 1);
     assert!(
         refused.stderr.contains("does not accept the token") && refused.stderr.contains("no longer there"),

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::cluster::Output;
 use tests::{Cluster, can_run, wait_for};
 
 /// Longer than a leader takes on a busy machine.
@@ -31,21 +30,6 @@ metadata: {name: login}
 stringData: {password: zq9-hidden-zq9}
 ";
 
-/// Runs `ctl` as somebody else.
-fn ctl_as(cluster: &Cluster, config: &str, words: &[&str]) -> Output {
-    let config = cluster.directory().join(config);
-    let output = cluster
-        .command(words)
-        .env("BULKHEAD_CONFIG", config)
-        .output()
-        .expect("ctl");
-    Output {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
 /// The audit log of a controller.
 fn audit_log(cluster: &Cluster, controller: &str) -> PathBuf {
     let command = cluster.process(controller).command;
@@ -69,7 +53,7 @@ fn a_user_does_in_a_namespace_what_a_role_allows_and_all_of_it_is_noted() {
     cluster.ok(&["auth", "issue", "ann", "--group", "devs", "--ttl", "1h"]);
     let again = cluster.ctl(&["auth", "issue", "ann"]);
     assert_eq!(again.code, 1, "a configuration was written over");
-    let ann = |words: &[&str]| ctl_as(&cluster, "ann.yaml", words);
+    let ann = |words: &[&str]| cluster.ctl_as("ann.yaml", words);
 
     let who = ann(&["auth", "whoami"]);
     assert_eq!(who.code, 0, "{}", who.stderr);

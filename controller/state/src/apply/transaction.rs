@@ -167,13 +167,6 @@ impl Trial {
         let Some(node) = self.state.node(&bind.node) else {
             return refuse(Reason::NotFound, format!("Node {} does not exist", bind.node));
         };
-        let needed = pod.template.spec().map_or(0, level::of_pod);
-        if needed > level::of_node(node) {
-            return refuse(
-                Reason::Conflict,
-                format!("the agent of Node {} is too old for {key}", bind.node),
-            );
-        }
         // Whoever decided may have seen an older state, without the pods that another leader placed.
         if self.state.level() >= level::ROOM_WHEN_BOUND
             && let Some(why) = schedule::misfit(&self.state, &bind.node, &pod.template)
