@@ -43,7 +43,7 @@ pub use options::{MountOptions, parse as parse_options};
 pub(crate) use examine::examine;
 pub(crate) use explain::Names;
 pub(crate) use options::mount_options;
-pub(crate) use program::{Within, has_variable, home, open_proc, plan_process};
+pub(crate) use program::{Within, has_variable, home, open_proc, plan_process, selinux_enabled};
 pub(crate) use recipe::Plan;
 pub(crate) use scheduling::{exec_cpus, personality};
 

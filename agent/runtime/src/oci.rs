@@ -5,6 +5,7 @@
 mod arguments;
 mod config;
 mod hooks;
+mod notify;
 mod rootless;
 mod state;
 mod verbs;
@@ -199,7 +200,7 @@ fn filters(globals: &Globals) -> Option<PathBuf> {
 }
 
 /// Where words go beside standard error.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Log {
     path: Option<PathBuf>,
     json: bool,

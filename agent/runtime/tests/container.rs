@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails
 
 mod common;
+mod skip;
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -270,6 +271,36 @@ fn frozen_containers_die_and_stragglers_are_waited_for() {
     assert!(!cgroup.exists());
     cgroup.remove(Duration::from_secs(5)).unwrap();
     cgroup.kill().unwrap();
+    sandbox.destroy().unwrap();
+}
+
+/// In v1 a process is in a group of each controller's, and somebody may have moved it in one of them.
+#[test]
+fn a_container_that_others_froze_dies() {
+    let ground = Ground::new();
+    let (cgroup, other) = (ground.cgroup("web", json!({})), ground.cgroup("other", json!({})));
+    let Some(freezer) = other
+        .controller("freezer")
+        .filter(|path| path.join("freezer.state").exists())
+    else {
+        return skip::skip(
+            "a_container_that_others_froze_dies",
+            "the freezer is v2's: who is moved there has left the container's group",
+        );
+    };
+    let sandbox = ground.sandbox();
+    let spec = ground.container("web", "exec sleep 1000");
+    let (null, options) = (Stdio::null().unwrap(), ground.options());
+    let running = container::start(&spec, Some(&sandbox), &cgroup, null, &options).unwrap();
+    fs::write(freezer.join("cgroup.procs"), running.pid.to_string()).unwrap();
+    other.freeze().unwrap();
+    cgroup.kill().unwrap();
+    let ended = sys::fd::wait_readable(running.pidfd.as_fd(), Some(Duration::from_secs(30))).unwrap();
+    other.thaw().unwrap();
+    assert!(ended, "it is frozen");
+    assert_eq!(sys::process::wait(running.pidfd.as_fd()).unwrap().code(), 128 + 9);
+    cgroup.remove(Duration::from_secs(5)).unwrap();
+    other.remove(Duration::from_secs(5)).unwrap();
     sandbox.destroy().unwrap();
 }
 

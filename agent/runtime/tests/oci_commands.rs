@@ -204,6 +204,31 @@ fn what_a_killed_create_left_is_deleted_by_force() {
     bundle.create(&["create", "c"]);
 }
 
+/// crun's flag.
+#[test]
+fn containers_are_deleted_by_a_pattern_of_their_ids() {
+    let bundle = Bundle::new("regex", "exec sleep 1000");
+    let place = bundle.cgroup.clone();
+    for id in ["web-1", "web-2", "db", "made"] {
+        bundle.change(|config| config["linux"]["cgroupsPath"] = place.join(id).to_str().into());
+        bundle.create(&["create", id]);
+        if id != "made" {
+            bundle.succeed(&["start", id]);
+        }
+    }
+    let refused = bundle.fail(&["delete", "--regex", "("]);
+    assert!(refused.contains("--regex"), "{refused}");
+    // Those that run stay without force, and do not keep the others.
+    let refused = bundle.fail(&["delete", "--regex", "^web-1|made"]);
+    assert!(refused.contains("web-1 that is not stopped"), "{refused}");
+    assert_eq!(bundle.succeed(&["list", "--quiet"]), "db\nweb-1\nweb-2\n");
+    bundle.succeed(&["delete", "--force", "--regex", "web-*"]);
+    assert_eq!(bundle.succeed(&["list", "--quiet"]), "db\n");
+    bundle.succeed(&["delete", "--regex", "nothing"]);
+    bundle.succeed(&["delete", "--force", "--regex", ""]);
+    assert_eq!(bundle.succeed(&["list", "--quiet"]), "");
+}
+
 #[test]
 fn features_and_spec_are_whole() {
     let bundle = Bundle::new("features", "true");

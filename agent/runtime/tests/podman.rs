@@ -7,8 +7,10 @@ mod engine;
 mod program;
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use engine::{SERVICE, mask, outcome, runtime, wait_for};
 use serde_json::Value;
@@ -49,6 +51,10 @@ impl Podman {
     }
 
     fn call(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let at = |name: &str| self.path(name);
         let mut command = Command::new("podman");
         command
@@ -65,7 +71,7 @@ impl Podman {
             .args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"])
             .args(arguments)
             .stdin(Stdio::null());
-        command.output().unwrap()
+        command
     }
 
     #[track_caller]
@@ -199,6 +205,41 @@ fn podman_runs_its_containers_with_our_runtime() {
         &["sh", "-c", "grep -l started /proc/1/cmdline"],
         "/proc/1/cmdline\n",
     );
+}
+
+#[test]
+fn podman_tells_a_service_manager_that_a_program_is_ready() {
+    let Some(podman) = Podman::new("podman_tells_a_service_manager_that_a_program_is_ready") else {
+        return;
+    };
+    let path = podman.path("manager");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // syslog(3) sends a datagram for each message.
+    let script = "ln -sf $NOTIFY_SOCKET /dev/log; logger 'x\nREADY=1'; exec sleep 1000";
+    let parent = podman.cgroup.to_str().unwrap();
+    let run = podman
+        .command(&[
+            "run",
+            "-d",
+            "--sdnotify",
+            "container",
+            "--network",
+            "none",
+            "--cgroup-parent",
+            parent,
+        ])
+        .args(["hello:1", "sh", "-c", script])
+        .env("NOTIFY_SOCKET", &path)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let mut told = Vec::new();
+    while !told.iter().any(|word: &String| word.contains("READY=1")) {
+        let mut bytes = [0; 256];
+        let count = manager.recv(&mut bytes).unwrap();
+        told.push(String::from_utf8(bytes[..count].to_vec()).unwrap());
+    }
 }
 
 #[test]

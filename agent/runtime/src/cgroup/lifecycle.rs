@@ -64,6 +64,27 @@ impl Cgroup {
             }
             // A frozen process takes its SIGKILL only when thawed.
             self.freezer_v1("THAWED")?;
+            self.take_back()?;
+        }
+        Ok(())
+    }
+
+    /// Moves members that somebody has put into another group of v1's freezer into ours, which is thawed: if that one is
+    /// frozen they would never end.
+    fn take_back(&self) -> Result<(), CgroupError> {
+        let Some(freezer) = self.controller("freezer").filter(|path| path.exists()) else {
+            return Ok(());
+        };
+        let mut ours = BTreeSet::new();
+        for group in below(&freezer)? {
+            ours.extend(members(&group)?);
+        }
+        for pid in self.pids()?.into_iter().filter(|pid| !ours.contains(pid)) {
+            match write_if_there(&freezer.join("cgroup.procs"), &pid.to_string()) {
+                // It has ended.
+                Err(CgroupError::File { source, .. }) if source.raw_os_error() == Some(ESRCH) => {}
+                result => drop(result?),
+            }
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> St
     }
 }
 
-pub(super) fn selinux_enabled() -> bool {
+pub(crate) fn selinux_enabled() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()
 }
 

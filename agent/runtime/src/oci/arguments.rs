@@ -52,6 +52,7 @@ const VALUES: &[&str] = &[
     // crun's own.
     "cgroup-manager",
     "config",
+    "regex",
 ];
 /// Flags without.
 const SWITCHES: &[&str] = &[

@@ -1,4 +1,5 @@
-//! A container on disk between two commands: `ROOT/ID/` holds `state.json`, the FIFO that `start` releases, and `lock`.
+//! A container on disk between two commands: `ROOT/ID/` holds `state.json`, the FIFO that `start` releases, `lock` and,
+//! where somebody waits for word of readiness, the directory `notify` of its socket.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -83,6 +84,8 @@ const STATE_BYTES_MAX: usize = 4 * CONFIG_BYTES_MAX;
 const NEW: &str = "state.json.new";
 /// Held by the one command that changes the container.
 const LOCK: &str = "lock";
+/// Directory of the socket by which its program tells that it is ready, of a container made where somebody asks.
+const NOTIFY: &str = "notify";
 
 /// A container's directory, locked.
 #[derive(Debug)]
@@ -164,6 +167,10 @@ impl Directory {
         self.path.join(FIFO)
     }
 
+    pub(super) fn notify(&self) -> PathBuf {
+        self.path.join(NOTIFY)
+    }
+
     /// Writes the record: after a crash it is there whole or not at all.
     pub(super) fn write(&self, record: &Record) -> Result<(), OciError> {
         let path = self.path.join(STATE);
@@ -189,6 +196,13 @@ impl Directory {
 
     /// Removes it; the lock last, so that after a crash on the way somebody can finish.
     pub(super) fn remove(self) -> Result<(), OciError> {
+        let notify = self.notify();
+        match fs::remove_dir_all(&notify) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(fail("remove", &notify)(error));
+            }
+            _ => {}
+        }
         for name in [FIFO, NEW, STATE, LOCK] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
@@ -287,6 +301,21 @@ pub(super) fn look(root: &Path, id: &str) -> Result<(Record, Status), OciError> 
     let record = read(&directory)?.ok_or_else(|| OciError::NoContainer { id: id.to_owned() })?;
     let status = status(&directory, &record)?;
     Ok((record, status))
+}
+
+/// What may be containers, sorted.
+pub(super) fn ids(root: &Path) -> Result<Vec<String>, OciError> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(fail("read", root))?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        // No id is anything but UTF-8.
+        ids.extend(entry.map_err(fail("read", root))?.file_name().into_string());
+    }
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// The user name of whoever made the container; its number where nobody has one.

@@ -36,7 +36,7 @@ COMMAND [FLAGS] ...
   create run [--bundle DIR] [--config FILE] [--pid-file FILE] [--console-socket SOCKET] [--pidfd-socket SOCKET] [--preserve-fds N] ID
   start state pause resume ID
   kill [--all] ID [SIGNAL]
-  delete [--force] ID
+  delete [--force] ID | --regex PATTERN
   exec [--process FILE] [--tty] [--detach] [--user UID[:GID]] [--cwd DIR] [--env NAME=VALUE] [--cap NAME] ID [PROGRAM ...]
   ps [--format table|json] ID [PS OPTIONS]
   list [--format table|json] [--quiet]
@@ -65,6 +65,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciEr
         return Err(refused("no command given"));
     };
     let (least, most) = match verb {
+        "delete" if arguments.value("regex").is_some() => (0, 0),
         "create" | "run" | "start" | "state" | "delete" | "pause" | "resume" | "update" | "events"
         | "checkpoint" | "restore" => (1, 1),
         "kill" => (1, 2),
@@ -267,8 +268,7 @@ fn protect_from(config: &[u8]) -> Result<(), OciError> {
 }
 
 /// The container, locked: for verbs that change it.
-fn open(globals: &Globals, arguments: &Arguments) -> Result<(Directory, Record, Status), OciError> {
-    let id = arguments.id()?;
+fn open(globals: &Globals, id: &str) -> Result<(Directory, Record, Status), OciError> {
     let directory = Directory::open(&globals.root, id)?;
     let Some(record) = directory.read()? else {
         return Err(OciError::NoContainer { id: id.to_owned() });

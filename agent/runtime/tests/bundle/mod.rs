@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 pub(crate) use crate::program::runtime;
 
-const APPLETS: &str = "sh sleep cat echo id ls head tail mkdir touch stat date hostname dnsdomainname grep env pwd \
+const APPLETS: &str = "sh sleep cat echo id ls head tail mkdir touch stat date dirname ln logger hostname dnsdomainname grep env pwd \
     mount umount taskset chrt ionice nice true false stty readlink mknod test ip awk tr wc uname cut dd";
 
 pub(crate) struct Bundle {

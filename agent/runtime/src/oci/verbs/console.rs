@@ -9,6 +9,7 @@ use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use sys::fd::SignalFd;
 use sys::process::{self, Ended};
 
+use super::super::notify::Notify;
 use crate::container::Size;
 
 /// Signals that are the container's when somebody sends them to us.
@@ -86,11 +87,13 @@ impl Drop for Raw {
     }
 }
 
-/// Stays with a process to its end: carries its terminal, if it has one of ours, and passes signals on.
+/// Stays with a process to its end: carries its terminal, if it has one of ours, and passes signals on, and the word that it
+/// is ready.
 pub(super) fn attend(
     console: Option<Console>,
     signals: &SignalFd,
     running: BorrowedFd<'_>,
+    mut notify: Option<Notify>,
 ) -> io::Result<Ended> {
     let master = console.map(Console::master).transpose()?;
     let _raw = master.as_ref().map(|_| Raw::enter()).transpose()?;
@@ -103,43 +106,54 @@ pub(super) fn attend(
         typed: Vec::new(),
     };
     loop {
+        let input = io::stdin();
         let mut polled = vec![
             PollFd::new(running, PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
-        let input = io::stdin();
+        let mut add = |fd, wanted| {
+            polled.push(PollFd::new(fd, wanted));
+            polled.len() - 1
+        };
+        let (mut at_terminal, mut at_input) = (None, None);
         if let Some(master) = &relay.master {
             let mut wanted = PollFlags::POLLIN;
-            if relay.typed.is_empty() {
-                if relay.input_open {
-                    polled.push(PollFd::new(input.as_fd(), PollFlags::POLLIN));
-                }
-            } else {
+            if !relay.typed.is_empty() {
                 wanted |= PollFlags::POLLOUT;
+            } else if relay.input_open {
+                at_input = Some(add(input.as_fd(), PollFlags::POLLIN));
             }
-            polled.insert(2, PollFd::new(master.as_fd(), wanted));
+            at_terminal = Some(add(master.as_fd(), wanted));
         }
+        let at_notify = notify
+            .as_ref()
+            .map(|notify| add(notify.as_fd(), PollFlags::POLLIN));
         match poll(&mut polled, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             result => result?,
         };
-        let ready: Vec<bool> = polled
-            .iter()
-            .map(|one| one.revents().is_some_and(|events| !events.is_empty()))
-            .collect();
-        drop(polled);
-        let is = |index: usize| ready.get(index).copied().unwrap_or(false);
-        if is(1) {
+        let is = |index: Option<usize>| {
+            index.is_some_and(|index| polled[index].revents().is_some_and(|events| !events.is_empty()))
+        };
+        let (ended, signalled) = (is(Some(0)), is(Some(1)));
+        let (shown, typed, told) = (is(at_terminal), is(at_input), is(at_notify));
+        if signalled {
             relay.signals(signals, running)?;
         }
-        if is(2) {
+        if shown {
             relay.output()?;
             relay.flush()?;
         }
-        if is(3) {
+        if typed {
             relay.input()?;
         }
-        if is(0) {
+        if told || ended {
+            notify = match notify {
+                Some(notify) if !notify.pass_on(None)? => Some(notify),
+                _ => None,
+            };
+        }
+        if ended {
             // What it still said before its end.
             relay.output()?;
             return process::wait(running);

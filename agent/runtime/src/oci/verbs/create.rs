@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 use super::super::arguments::Arguments;
 use super::super::config::read_config;
 use super::super::hooks::{self, Point};
+use super::super::notify::{Manager, Notify};
 use super::super::state::{Directory, Record, Status, mount_of, start_time};
 use super::super::{Globals, Log, OciError, filters, refused, rootless};
 use super::console::{self, Console};
@@ -119,6 +120,8 @@ struct Made {
     /// It waits for `release`.
     waits: bool,
     console: Option<Console>,
+    /// Somebody waits for word that its program, which is to run at once, is ready.
+    notify: Option<Notify>,
 }
 
 fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> Result<Made, OciError> {
@@ -214,14 +217,16 @@ fn make(globals: &Globals, arguments: &Arguments, detach: bool, wait: bool) -> R
         inside,
         holder,
         waits,
+        released_here: !wait,
     };
     match build(building, record.clone(), stdio) {
-        Ok((record, running)) => Ok(Made {
+        Ok((record, running, notify)) => Ok(Made {
             directory,
             record,
             running,
             waits,
             console,
+            notify,
         }),
         Err(error) => {
             // Whatever was made goes again; the first error is the one to tell.
@@ -262,9 +267,15 @@ struct Building<'a> {
     inside: Option<Spec>,
     holder: Option<Holder>,
     waits: bool,
+    /// This command lets the program run.
+    released_here: bool,
 }
 
-fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Record, Running), OciError> {
+fn build(
+    building: Building<'_>,
+    mut record: Record,
+    stdio: Stdio,
+) -> Result<(Record, Running, Option<Notify>), OciError> {
     let Building {
         globals,
         arguments,
@@ -273,6 +284,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         inside,
         holder,
         waits,
+        released_here,
     } = building;
     let group = CgroupSpec {
         path: record.cgroup.clone(),
@@ -305,6 +317,13 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
     let bare = config.process().is_none();
     let process = config.process_mut().get_or_insert_default();
     let preserve_fds = passed_fds(arguments, process)?;
+    let mut notify = None;
+    if let Some(manager) = Manager::of_environment(&globals.log) {
+        manager.provide(directory, &mut config)?;
+        if released_here {
+            notify = manager.listen(directory, &globals.log)?;
+        }
+    }
     let spec = ContainerSpec {
         id: record.id.clone(),
         config,
@@ -367,7 +386,7 @@ fn build(building: Building<'_>, mut record: Record, stdio: Stdio) -> Result<(Re
         tell_pid(arguments, &running)
     })();
     match kept {
-        Ok(()) => Ok((record, running)),
+        Ok(()) => Ok((record, running, notify)),
         Err(error) => {
             // `destroy` kills by what the record on disk says, which may be the old one.
             cgroup.kill()?;
@@ -386,11 +405,19 @@ pub(super) fn create(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
 const NO_PROCESS: &str = "process: there is none to start";
 
 pub(super) fn start(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
-    let (directory, record, status) = open(globals, arguments)?;
+    let (directory, record, status) = open(globals, arguments.id()?)?;
     match status {
         Status::Created if record.config.process().is_none() => Err(refused(NO_PROCESS)),
         Status::Created => {
+            let notify = match Manager::of_environment(&globals.log) {
+                Some(manager) => manager.listen(&directory, &globals.log)?,
+                None => None,
+            };
+            let process = record.process()?;
             release(globals, directory, &record)?;
+            if let (Some(notify), Some(process)) = (notify, process) {
+                notify.wait(process.as_fd(), record.pid)?;
+            }
             Ok(0)
         }
         Status::Stopped | Status::Creating => Err(refused("cannot start a container that has stopped")),
@@ -469,23 +496,30 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Result<i32, OciEr
         running,
         waits,
         console,
+        notify,
     } = make(globals, arguments, detach, false)?;
     let released = if waits {
         release(globals, directory, &record)
     } else {
         started(globals, directory, &record)
     };
+    let process = running.pidfd.as_fd();
     let ended = match (released, signals) {
-        (Ok(()), None) => return Ok(0),
-        (Ok(()), Some(signals)) => console::attend(console, &signals, running.pidfd.as_fd()),
+        (Ok(()), None) => {
+            if let Some(notify) = notify {
+                notify.wait(process, running.pid)?;
+            }
+            return Ok(0);
+        }
+        (Ok(()), Some(signals)) => console::attend(console, &signals, process, notify),
         (Err(error), _) => {
-            let (directory, record, _) = open(globals, arguments)?;
+            let (directory, record, _) = open(globals, arguments.id()?)?;
             end::destroy(globals, directory, record)?;
             return Err(error);
         }
     };
     if !arguments.is("keep") {
-        match open(globals, arguments) {
+        match open(globals, arguments.id()?) {
             Ok((directory, record, _)) => end::destroy(globals, directory, record)?,
             Err(OciError::NoContainer { .. }) => {} // somebody was faster
             Err(error) => return Err(error),

@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 
 use super::super::arguments::Arguments;
 use super::super::hooks::{self, Point};
-use super::super::state::{Directory, Record, Status, look, mount_of};
+use super::super::state::{Directory, Record, Status, ids, look, mount_of};
 use super::super::{Globals, OciError, refused};
 use super::{END_WAIT, SIGKILL, open, step};
 
@@ -101,15 +101,34 @@ fn send(pid: i32, signal: i32) -> Result<(), OciError> {
 }
 
 pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
-    let id = arguments.id()?;
     let force = arguments.is("force");
-    let (directory, record, status) = match open(globals, arguments) {
+    let Some(pattern) = arguments.value("regex") else {
+        delete_one(globals, arguments.id()?, force)?;
+        return Ok(0);
+    };
+    let pattern = regex_lite::Regex::new(pattern)
+        .map_err(|error| refused(format!("invalid value {pattern:?} for flag --regex: {error}")))?;
+    let mut failed = None;
+    for id in ids(&globals.root)?.iter().filter(|id| pattern.is_match(id)) {
+        if let Err(error) = delete_one(globals, id, force) {
+            // One that cannot go does not keep the others.
+            globals
+                .log
+                .warn(&format!("container {id}: {}", crate::monitor::chain(&error)));
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(0), Err)
+}
+
+fn delete_one(globals: &Globals, id: &str, force: bool) -> Result<(), OciError> {
+    let (directory, record, status) = match open(globals, id) {
         // As runc: forced, what is not there is gone.
         Err(OciError::NoContainer { .. }) if force => {
             return match Directory::open(&globals.root, id) {
                 // Its creation ended before there was anything to record.
-                Ok(directory) => directory.remove().map(|()| 0),
-                Err(OciError::NoContainer { .. }) => Directory::remove_empty(&globals.root, id).map(|()| 0),
+                Ok(directory) => directory.remove(),
+                Err(OciError::NoContainer { .. }) => Directory::remove_empty(&globals.root, id),
                 Err(error) => Err(error),
             };
         }
@@ -122,8 +141,7 @@ pub(super) fn delete(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
             "cannot delete container {id} that is not stopped: it is {status}"
         )));
     }
-    destroy(globals, directory, record)?;
-    Ok(0)
+    destroy(globals, directory, record)
 }
 
 /// Ends and removes what is left of a container, then tells its poststop hooks.

@@ -139,7 +139,7 @@ fn cgroup(arguments: &Arguments, record: &Record) -> Result<Cgroup, OciError> {
 
 pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     // Only what it needs is read under the lock: an exec may last.
-    let (record, status) = open(globals, arguments).map(|(_, record, status)| (record, status))?;
+    let (record, status) = open(globals, arguments.id()?).map(|(_, record, status)| (record, status))?;
     match status {
         Status::Stopped | Status::Creating => {
             return Err(refused(
@@ -198,8 +198,8 @@ pub(super) fn exec(globals: &Globals, arguments: &Arguments) -> Result<i32, OciE
     let Some(signals) = signals else {
         return Ok(0);
     };
-    let ended =
-        console::attend(console, &signals, running.pidfd.as_fd()).map_err(step("wait for the process"))?;
+    let ended = console::attend(console, &signals, running.pidfd.as_fd(), None)
+        .map_err(step("wait for the process"))?;
     Ok(ended.code())
 }
 

@@ -12,7 +12,7 @@ use super::super::{Globals, OciError, refused};
 use super::{json, open};
 
 pub(super) fn pause(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
-    let (_directory, record, status) = open(globals, arguments)?;
+    let (_directory, record, status) = open(globals, arguments.id()?)?;
     match status {
         Status::Running | Status::Created if record.no_cgroup => {
             return Err(refused("cannot pause: this rootless container has no cgroup"));
@@ -25,7 +25,7 @@ pub(super) fn pause(globals: &Globals, arguments: &Arguments) -> Result<i32, Oci
 }
 
 pub(super) fn resume(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
-    let (_directory, record, status) = open(globals, arguments)?;
+    let (_directory, record, status) = open(globals, arguments.id()?)?;
     match status {
         Status::Paused => record.cgroup()?.thaw()?,
         _ => return Err(refused("container not paused")),
@@ -39,7 +39,7 @@ pub(super) fn update(globals: &Globals, arguments: &Arguments) -> Result<i32, Oc
         Some(path) => json::read(Path::new(path), &globals.log)?,
         None => from_flags(arguments)?,
     };
-    let (directory, mut record, status) = open(globals, arguments)?;
+    let (directory, mut record, status) = open(globals, arguments.id()?)?;
     if matches!(status, Status::Stopped | Status::Creating) {
         return Err(refused("container not running"));
     }

@@ -1,13 +1,12 @@
 //! `state ID`, `ps ID` and `list`: what there is. None of them takes a container's lock.
 
-use std::fs;
 use std::io::{self, Write};
 use std::process::Command;
 
 use serde_json::Value;
 
 use super::super::arguments::Arguments;
-use super::super::state::{look, owner};
+use super::super::state::{ids, look, owner};
 use super::super::{Globals, OciError, refused};
 use super::{print, step};
 
@@ -84,35 +83,21 @@ fn rows(table: &str, pids: &[i32]) -> Result<String, OciError> {
 pub(super) fn list(globals: &Globals, arguments: &Arguments) -> Result<i32, OciError> {
     let mut found: Vec<Value> = Vec::new();
     let root = &globals.root;
-    let fail = |source| OciError::File {
-        action: "read",
-        path: root.clone(),
-        source,
-    };
-    match fs::read_dir(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => {
-            for entry in result.map_err(fail)? {
-                let Ok(id) = entry.map_err(fail)?.file_name().into_string() else {
-                    continue;
-                };
-                let one = look(root, &id).and_then(|(record, status)| {
-                    let mut one = record.describe(status);
-                    one["owner"] = owner(root, &id)?.into();
-                    Ok(one)
-                });
-                match one {
-                    Ok(one) => found.push(one),
-                    Err(OciError::NoContainer { .. }) => {} // deleted meanwhile, or no container's directory
-                    // One that is damaged does not hide the others.
-                    Err(error) => globals
-                        .log
-                        .warn(&format!("{id}: {}", crate::monitor::chain(&error))),
-                }
-            }
+    for id in ids(root)? {
+        let one = look(root, &id).and_then(|(record, status)| {
+            let mut one = record.describe(status);
+            one["owner"] = owner(root, &id)?.into();
+            Ok(one)
+        });
+        match one {
+            Ok(one) => found.push(one),
+            Err(OciError::NoContainer { .. }) => {} // deleted meanwhile, or no container's directory
+            // One that is damaged does not hide the others.
+            Err(error) => globals
+                .log
+                .warn(&format!("{id}: {}", crate::monitor::chain(&error))),
         }
     }
-    found.sort_by_key(|one| one["id"].as_str().map(str::to_owned));
     match format(arguments)? {
         _ if arguments.is("quiet") => {
             let ids: String = found
