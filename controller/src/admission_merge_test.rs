@@ -148,3 +148,25 @@ fn prune_is_refused_without_a_set_and_for_what_is_outside_of_it() {
     assert!(refused("a in (").contains("is not one"));
     assert!(refused("set=db").contains("does not have the labels"));
 }
+
+#[test]
+fn finalizers_of_others_stay() {
+    let mut cluster = Cluster::new();
+    let apply = |cluster: &mut Cluster, manager: &str, names: &[&str], request: &str| {
+        let mut object = map("a", "", "1");
+        object::meta_mut(&mut object).finalizers = names.iter().map(|name| (*name).to_owned()).collect();
+        let decision = cluster
+            .decide_as(manager, &[item(object)], request, None)
+            .unwrap();
+        cluster.tell(Body::Transaction(decision.transaction));
+        let live = cluster.get(Kind::ConfigMap, "a");
+        object::meta(&live).finalizers.join(" ")
+    };
+    let mut told =
+        |manager: &str, names: &[&str], request: &str| apply(&mut cluster, manager, names, request);
+    assert_eq!(told("one", &["x/a", "x/b"], "r1"), "x/a x/b");
+    assert_eq!(told("two", &["x/b", "x/c"], "r2"), "x/a x/b x/c");
+    // Of the first alone, of both, of the second alone.
+    assert_eq!(told("one", &["x/d"], "r3"), "x/b x/c x/d");
+    assert_eq!(told("two", &[], "r4"), "x/d");
+}

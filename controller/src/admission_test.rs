@@ -1,7 +1,7 @@
 //! What an apply comes to, one claim a test.
 
 use model::Kind;
-use proto::state::v1::{Applied, ClusterSettings, DeleteOp, NodeJoin};
+use proto::state::v1::{Applied, ClusterSettings, DeleteOp, NodeJoin, RaiseLevel};
 use proto::v1::object::Object as Any;
 use proto::v1::{
     ConfigMap, Container, Deployment, DeploymentSpec, LabelSelector, Namespace, Node, Object, ObjectMeta,
@@ -26,6 +26,9 @@ impl Cluster {
             service_cidr: "10.96.0.0/16".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             node_prefix: 24,
+        }));
+        cluster.tell(Body::RaiseLevel(RaiseLevel {
+            level: proto::SCHEMA_LEVEL,
         }));
         cluster
     }
@@ -523,4 +526,46 @@ fn what_is_being_deleted_is_not_applied() {
         cluster.refusals(&[in_mode("CREATE", namespace("old"))]),
         [told(0, "metadata.name", "AlreadyExists")]
     );
+}
+
+#[test]
+fn what_is_being_deleted_can_lose_finalizers_alone() {
+    let mut cluster = Cluster::new();
+    let kept = |names: &[&str]| {
+        let mut object = map("a", "", "1");
+        object::meta_mut(&mut object).finalizers = names.iter().map(|name| (*name).to_owned()).collect();
+        item(object)
+    };
+    let both = ["example.com/a", "example.com/b"];
+    cluster.apply(&[kept(&both)], "r1");
+    cluster.tell(Body::Transaction(Transaction {
+        operations: vec![Operation {
+            operation: Some(Op::Delete(DeleteOp {
+                key: Some(object::key(&map("a", "default", ""))),
+                ..Default::default()
+            })),
+        }],
+        ..Default::default()
+    }));
+    for refused in [
+        kept(&both),
+        kept(&["example.com/c"]),
+        kept(&["example.com/a", "example.com/c"]),
+    ] {
+        let refusals = cluster.decide(&[refused], "r").expect_err("it is refused");
+        assert_eq!(refusals[0].reason, "Conflict");
+        assert!(refusals[0].message.contains("example.com/b"), "{refusals:?}");
+    }
+    assert_eq!(
+        outcomes(&cluster.apply(&[kept(&["example.com/b"])], "r2")),
+        ["configured"]
+    );
+    // Left out by who had said it before.
+    let items = [item(map("a", "", "1"))];
+    let decision = cluster.decide(&items, "r3").unwrap();
+    let written = cluster.tell(Body::Transaction(decision.transaction));
+    let gone = results(&cluster.0, &items, "r3", &written);
+    assert_eq!(outcomes(&gone), ["configured"]);
+    assert!(cluster.0.get(&object::key(&map("a", "default", ""))).is_none());
+    assert_eq!(results(&cluster.0, &items, "r3", &written), gone, "a retry");
 }

@@ -4,7 +4,8 @@ mod node;
 mod pod;
 mod workload;
 
-use model::{Kind, object};
+use model::Kind;
+use model::object::{self, FOREGROUND};
 use proto::Timestamp;
 use proto::v1::object::Object as Any;
 use proto::v1::{Condition, ContainerStateTerminated, Event, Object};
@@ -98,8 +99,31 @@ impl Look<'_> {
             // The others are as they are.
             _ => Vec::new(),
         };
+        causes.extend(self.kept(object));
         causes.extend(self.leaving_namespace(object));
         causes
+    }
+
+    /// What is to go and waits for those whose finalizers it has.
+    fn kept(&self, object: &Object) -> Option<Cause> {
+        let meta = object::meta(object);
+        let asked = meta.deletion_timestamp.as_ref()?;
+        let finalizers = meta.finalizers.iter().map(String::as_str);
+        let others: Vec<&str> = finalizers.filter(|finalizer| *finalizer != FOREGROUND).collect();
+        if others.is_empty() {
+            return None;
+        }
+        let message = format!(
+            "deletion was asked for {} ago; it waits until {} is taken out of metadata.finalizers",
+            self.ago(Some(asked)),
+            others.join(" and ")
+        );
+        Some(cause(
+            Severity::Waiting,
+            &object::display(object),
+            "Terminating",
+            message,
+        ))
     }
 
     /// What is in a namespace that goes goes too.

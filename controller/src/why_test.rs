@@ -415,3 +415,25 @@ fn of_what_is_as_it_should_be_that_is_said() {
     let reasons = cluster.why(Kind::Node, "n1");
     assert_eq!((reasons.len(), reasons[0].severity.as_str()), (1, "info"));
 }
+
+#[test]
+fn what_is_kept_by_finalizers_says_whose() {
+    let mut cluster = Cluster::new();
+    let mut kept = pod("kept", "");
+    object::meta_mut(&mut kept).finalizers = vec!["example.com/backup".to_owned()];
+    let key = object::key(&kept);
+    cluster.put(kept);
+    cluster.transaction(Op::Delete(DeleteOp {
+        key: Some(key),
+        ..Default::default()
+    }));
+    let reasons = cluster.why(Kind::Pod, "kept");
+    let told = reasons
+        .iter()
+        .find(|reason| reason.message.contains("example.com/backup"));
+    assert_eq!(
+        told.map(|reason| reason.reason.as_str()),
+        Some("Terminating"),
+        "{reasons:?}"
+    );
+}

@@ -9,7 +9,7 @@ mod secret;
 /// The newest schema level that this version can apply and read: commands, snapshots, members and agents say theirs. It rises
 /// with what an older version would not understand; 2: Secrets; 3: batches, merging applies, history, restores, service
 /// accounts, roles and bindings; 4: the cluster's own level, pods with tokens.
-pub const SCHEMA_LEVEL: u32 = 4;
+pub const SCHEMA_LEVEL: u32 = 5;
 /// What members and agents know that do not say more, and what a cluster is at before its members agree on more. Versions
 /// below it do not work together with this one.
 pub const SCHEMA_LEVEL_MIN: u32 = 3;

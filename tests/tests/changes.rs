@@ -215,3 +215,29 @@ fn an_edit_keeps_what_came_between_and_opens_again_when_it_is_refused() {
     assert_eq!(shown(&cluster, "configmap/a", "/data/key"), "two");
     assert_eq!(shown(&cluster, "configmap/a", "/metadata/labels/by"), "other");
 }
+
+#[test]
+fn an_object_waits_for_its_finalizers() {
+    if !can_run("an_object_waits_for_its_finalizers", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up_with(1, 1, &[]);
+    let kept = map("a", "one").replace("name: a", "name: a, finalizers: [example.com/backup]");
+    cluster.apply(&kept);
+    cluster.ok(&["delete", "configmap/a", "--no-wait"]);
+    let why = cluster.ok(&["why", "configmap/a"]);
+    assert!(why.contains("example.com/backup"), "{why}");
+    let described = cluster.ok(&["describe", "configmap/a"]);
+    assert!(described.contains("example.com/backup"), "{described}");
+    let before = shown(&cluster, "configmap/a", "/metadata/deletionTimestamp");
+    assert!(before.is_string(), "{before}");
+    // Who had put it in takes it out.
+    cluster.apply(&map("a", "one"));
+    let gone = cluster.ctl(&["get", "configmap/a"]);
+    assert!(
+        gone.stderr.contains("not found"),
+        "{}{}",
+        gone.stdout,
+        gone.stderr
+    );
+}

@@ -369,8 +369,15 @@ impl<'a> Admission<'a> {
             self.refuse(item, "metadata.name", Reason::AlreadyExists, message);
             return;
         }
-        if going {
-            let message = format!("{what} is being deleted; apply it again once it is gone");
+        if going && !finalizes(object, live) {
+            let message = match object::meta(live).finalizers.as_slice() {
+                [] => format!("{what} is being deleted; apply it again once it is gone"),
+                kept => format!(
+                    "{what} is being deleted and waits for {}; until it is gone, all that can be done is to take one of these out of \
+                     metadata.finalizers",
+                    kept.join(", ")
+                ),
+            };
             self.refuse(item, "metadata.name", Reason::Conflict, message);
             return;
         }
@@ -394,6 +401,12 @@ impl<'a> Admission<'a> {
             self.refuse(item, "metadata.name", Reason::Invalid, message);
         }
     }
+}
+
+/// Whether finalizers are taken out and none put in.
+fn finalizes(object: &Object, live: &Object) -> bool {
+    let (new, old) = (&object::meta(object).finalizers, &object::meta(live).finalizers);
+    new.len() < old.len() && new.iter().all(|finalizer| old.contains(finalizer))
 }
 
 fn set_by_cluster(live: Option<&Object>) -> &'static str {

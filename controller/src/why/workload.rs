@@ -1,6 +1,6 @@
 //! Deployments and ReplicaSets: what they say of themselves, and what keeps their pods.
 
-use model::object;
+use model::object::{self, FOREGROUND};
 use proto::v1::{Deployment, DeploymentStatus, Object, Pod, ReplicaSet};
 
 use super::{Cause, Look, Severity, cause, condition, holds, word};
@@ -156,6 +156,10 @@ fn going(subject: &str, object: &Object, look: &Look) -> Vec<Cause> {
     let Some(asked) = &meta.deletion_timestamp else {
         return Vec::new();
     };
+    let kept = &meta.finalizers;
+    if !kept.is_empty() && kept.iter().all(|finalizer| finalizer != FOREGROUND) {
+        return Vec::new(); // what it owns goes after it
+    }
     let left = look.state.owned_by(&meta.uid).count();
     let message = format!(
         "deletion was asked for {} ago; it waits for {left} objects that it owns",

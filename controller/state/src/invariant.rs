@@ -68,8 +68,8 @@ fn check_object(state: &State, key: &ObjectKey, record: &Record) -> Result<(), V
             if pod.desired_revision == 0 || pod.desired_revision > version {
                 return fail(key, "its desired form changed at no revision of its own");
             }
-            if pod.deleted.is_some() && !pod.bound() {
-                return fail(key, "it is being deleted, yet no node has it");
+            if pod.deleted.is_some() && !pod.bound() && pod.template.finalizers().is_empty() {
+                return fail(key, "it is being deleted, yet no node and no finalizer has it");
             }
             let phase = pod.status.decoded().phase;
             if !["Pending", "Running", "Succeeded", "Failed", "Unknown"].contains(&phase.as_str()) {

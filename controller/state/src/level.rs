@@ -13,9 +13,12 @@ use proto::v1::{Node, NodeSystemInfo, Object, PodSpec};
 
 use crate::SCHEMA_LEVEL_MIN;
 use crate::store::State;
+use model::object;
 
 /// The level of tokens in pods.
 const TOKENS_IN_PODS: u32 = 4;
+/// The level of finalizers, and of foreground deletion as one of them.
+pub(crate) const FINALIZERS: u32 = 5;
 /// From this level on a pod is bound only where it fits when it is bound.
 pub(crate) const ROOM_WHEN_BOUND: u32 = 4;
 /// The level of what a node's status says of its agent's.
@@ -50,20 +53,22 @@ fn of_operation(operation: &Operation) -> u32 {
 
 /// Least schema level that knows all that an object says.
 pub fn of_object(object: &Object) -> u32 {
+    let template = match &object.object {
+        Some(Any::ReplicaSet(set)) => set.spec.as_ref().and_then(|spec| spec.template.as_ref()),
+        Some(Any::Deployment(deployment)) => deployment.spec.as_ref().and_then(|spec| spec.template.as_ref()),
+        _ => None,
+    };
+    let template_meta = template.and_then(|template| template.metadata.as_ref());
+    let mut metas = Some(object::meta(object)).into_iter().chain(template_meta);
+    if metas.any(|meta| !meta.finalizers.is_empty()) {
+        return FINALIZERS;
+    }
     let spec = match &object.object {
         Some(Any::ServiceAccount(account)) if account.automount_service_account_token == Some(true) => {
             return TOKENS_IN_PODS;
         }
         Some(Any::Pod(pod)) => pod.spec.as_ref(),
-        Some(Any::ReplicaSet(set)) => set
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.template.as_ref()?.spec.as_ref()),
-        Some(Any::Deployment(deployment)) => deployment
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.template.as_ref()?.spec.as_ref()),
-        _ => None,
+        _ => template.and_then(|template| template.spec.as_ref()),
     };
     spec.map_or(SCHEMA_LEVEL_MIN, of_pod)
 }

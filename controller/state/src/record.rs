@@ -13,12 +13,12 @@ use proto::v1::{Object, ObjectMeta, OwnerReference, Pod, PodSpec, PodStatus, Pod
 use crate::key::ObjectKey;
 use crate::quantity::Requests;
 
-/// What pods of one origin share: labels, annotations, owners and spec.
+/// What pods of one origin share: labels, annotations, owners, finalizers and spec.
 #[derive(Debug)]
 pub(crate) struct Template {
     /// Of the content; only finds the template, never decides anything.
     pub(crate) hash: u64,
-    /// Only labels, annotations and owner references of the metadata are used.
+    /// Only labels, annotations, owner references and finalizers of the metadata are used.
     pub(crate) content: PodTemplateSpec,
     /// What the scheduler counts.
     pub(crate) requests: Requests,
@@ -56,6 +56,13 @@ impl Template {
             .metadata
             .as_ref()
             .map_or(&[], |meta| &meta.owner_references)
+    }
+
+    pub(crate) fn finalizers(&self) -> &[String] {
+        self.content
+            .metadata
+            .as_ref()
+            .map_or(&[], |meta| &meta.finalizers)
     }
 
     pub(crate) fn spec(&self) -> Option<&PodSpec> {
@@ -148,6 +155,17 @@ impl PodRecord {
         self.template.fenced && self.bound() && !self.status.finished
     }
 
+    /// Nobody has to be waited for that it ends, but for its finalizers.
+    pub(crate) fn goes_at_once(&self, grace: i32) -> bool {
+        // Without grace a pod goes before its node has ended it; what must not run twice is killed at once, but goes only then.
+        (grace == 0 && !self.holds_its_place()) || !self.bound() || self.status.finished
+    }
+
+    /// It is to go and nothing of it runs: only its finalizers keep it.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.deleted.is_some() && self.status.finished && !self.template.finalizers().is_empty()
+    }
+
     /// Ready, and has been for that long.
     pub(crate) fn available(&self, min_ready_seconds: i32, now: i64) -> bool {
         let wait = i64::from(min_ready_seconds.max(0)) * 1000;
@@ -220,6 +238,13 @@ impl Record {
         match self {
             Record::Pod(pod) => pod.template.owners(),
             Record::Whole(object) => &object::meta(object).owner_references,
+        }
+    }
+
+    pub(crate) fn finalizers(&self) -> &[String] {
+        match self {
+            Record::Pod(pod) => pod.template.finalizers(),
+            Record::Whole(object) => &object::meta(object).finalizers,
         }
     }
 

@@ -83,6 +83,16 @@ async fn describe(object: &Object, cluster: &Cluster, out: &mut Output) -> Resul
             &format!("{}/{}", owner.kind.to_lowercase(), owner.name),
         )?;
     }
+    if let Some(asked) = &meta.deletion_timestamp {
+        field(
+            out,
+            "Deletion",
+            &format!("asked for {} ago", age::since(Some(asked))),
+        )?;
+    }
+    if !meta.finalizers.is_empty() {
+        field(out, "Finalizers", &meta.finalizers.join(", "))?;
+    }
     match &object.object {
         Some(Any::Pod(it)) => pod(it, cluster, out).await?,
         Some(Any::Node(it)) => {

@@ -13,7 +13,7 @@
 //! | not mentioned; as another manager's last apply said | stays |
 //! | not mentioned; anything else | stays: somebody else set it |
 //!
-//! Maps merge by key, lists of the types in [`KEYS`] by the keys there, messages field by field; every other list, and the
+//! Maps merge by key, lists of the types in [`KEYS`] by the keys there, finalizers as a set, messages field by field; every other list, and the
 //! types in [`ATOMIC`], are taken whole (Kubernetes' `patchMergeKey` and `structType`).
 
 use std::borrow::Cow;
@@ -61,7 +61,9 @@ const UNIONS: [&str; 7] = [
 ];
 
 /// Of the metadata what people write; the rest is the cluster's and is taken as given, to be checked.
-const META: [&str; 3] = ["labels", "annotations", "ownerReferences"];
+const META: [&str; 4] = ["labels", "annotations", "ownerReferences", "finalizers"];
+/// The list that is a set: each word of it somebody's own (Kubernetes' `listType: set`).
+const SET: &str = "bulkhead.v1.ObjectMeta.finalizers";
 
 /// What is known of the fields that a manifest does not mention.
 #[derive(Clone, Copy, Debug, Default)]
@@ -121,6 +123,7 @@ pub fn said(new: &Object) -> Object {
         labels: std::mem::take(&mut meta.labels),
         annotations: std::mem::take(&mut meta.annotations),
         owner_references: std::mem::take(&mut meta.owner_references),
+        finalizers: std::mem::take(&mut meta.finalizers),
         ..ObjectMeta::default()
     };
     match &mut said.object {
@@ -286,6 +289,12 @@ impl Merge<'_> {
             (Value::List(live), new) if keys(field).is_some() => {
                 self.list(field, live, new.and_then(Value::as_list), before, path)
             }
+            (Value::List(live), new) if field.full_name() == SET => set(
+                field,
+                live,
+                new.and_then(Value::as_list).unwrap_or_default(),
+                before,
+            ),
             (live, new) => whole(field, live, new, before),
         }
     }
@@ -381,6 +390,18 @@ fn whole(field: &FieldDescriptor, live: &Value, new: Option<&Value>, before: &Be
         None if before.is_ours(|said| held(said, field) == Some(live)) => None,
         None => Some(live.clone()),
     }
+}
+
+/// What others have put in stays, in its place.
+fn set(field: &FieldDescriptor, live: &[Value], new: &[Value], before: &Before<'_>) -> Option<Value> {
+    let has = |said: &DynamicMessage, word: &Value| {
+        let said = held(said, field).and_then(Value::as_list);
+        said.is_some_and(|said| said.contains(word))
+    };
+    let stays = |word: &&Value| new.contains(word) || !before.is_ours(|said| has(said, word));
+    let added = new.iter().filter(|word| !live.contains(word));
+    let merged: Vec<Value> = live.iter().filter(stays).chain(added).cloned().collect();
+    (!merged.is_empty()).then_some(Value::List(merged))
 }
 
 fn map(

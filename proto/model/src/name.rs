@@ -19,7 +19,7 @@ fn edge(byte: u8) -> bool {
 }
 
 /// Of a text that people should find again in a message: not megabytes of it.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut cut: String = text
         .chars()
         .take(LABEL_MAX + 1)

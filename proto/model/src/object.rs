@@ -12,6 +12,8 @@ use proto::v1::{
 
 use crate::{Kind, schema};
 
+/// The finalizer of an owner that goes after what it owns (Kubernetes' word).
+pub const FOREGROUND: &str = "foregroundDeletion";
 /// What objects without metadata share.
 static NO_META: LazyLock<ObjectMeta> = LazyLock::new(ObjectMeta::default);
 

@@ -23,6 +23,8 @@ pub use update::update;
 
 /// Most bytes of the values of a config map or a secret, and of an object's annotations (a quarter of it): Kubernetes' own limits.
 pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// Most finalizers of an object: each is somebody to wait for.
+const FINALIZERS_MAX: usize = 32;
 /// Bandwidth annotations, enforced for the whole pod.
 pub const BANDWIDTH: [&str; 2] = [
     "kubernetes.io/ingress-bandwidth",
@@ -191,7 +193,7 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
             i32::MAX,
         );
     }
-    labels_and_annotations(errors, "metadata", meta);
+    written_metadata(errors, "metadata", meta);
     if kind == Kind::Pod {
         pod_annotations(errors, "metadata", meta);
     } else if meta.annotations.contains_key(at_most_once::ANNOTATION) {
@@ -206,7 +208,8 @@ fn metadata(errors: &mut Errors, meta: &ObjectMeta, kind: Kind) {
     }
 }
 
-fn labels_and_annotations(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
+/// What people write of an object's metadata, or of a template's.
+fn written_metadata(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
     labels(errors, &format!("{path}.labels"), &meta.labels);
     let mut bytes = 0;
     for (key, value) in &meta.annotations {
@@ -223,6 +226,32 @@ fn labels_and_annotations(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
             format!("{path}.annotations"),
             format!("have {bytes} bytes together, at most {limit} are allowed"),
         );
+    }
+    finalizers(errors, path, meta);
+}
+
+/// The names of those who have a part in an object's end; some that have no domain are Kubernetes' own.
+fn finalizers(errors: &mut Errors, path: &str, meta: &ObjectMeta) {
+    if meta.finalizers.len() > FINALIZERS_MAX {
+        errors.add(
+            format!("{path}.finalizers"),
+            format!(
+                "are {}, at most {FINALIZERS_MAX} are allowed",
+                meta.finalizers.len()
+            ),
+        );
+        return;
+    }
+    for (index, finalizer) in meta.finalizers.iter().enumerate() {
+        let path = format!("{path}.finalizers[{index}]");
+        if meta.finalizers[..index].contains(finalizer) {
+            errors.add(path, format!("`{}` is there twice", name::shown(finalizer)));
+        } else if finalizer.contains('/') {
+            errors.check(path, name::label_key(finalizer));
+        } else if finalizer != object::FOREGROUND {
+            let text = name::shown(finalizer);
+            errors.add(path, format!("`{text}` must say whose it is: example.com/{text}"));
+        }
     }
 }
 

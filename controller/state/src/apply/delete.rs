@@ -7,8 +7,10 @@ use proto::v1::object::Object as Any;
 
 use super::{Reason, Refusal, Trial, refuse, transaction};
 use crate::key::ObjectKey;
-use crate::record::{PodRecord, Record};
-use model::{Kind, object};
+use crate::level;
+use crate::record::{PodRecord, Record, Status};
+use model::Kind;
+use model::object::{self, FOREGROUND};
 
 /// Seconds that a pod gets when neither it nor the request says.
 const GRACE_SECONDS: i32 = 30;
@@ -45,13 +47,27 @@ impl Trial {
         match (&record, key.kind) {
             (Record::Pod(pod), _) => self.delete_pod(&key, pod, delete.grace_period_seconds),
             (_, Kind::Namespace) => return self.delete_namespace(&key, &record),
-            (_, Kind::Node) => self.erase(&key),
-            _ if propagation == Propagation::Foreground && self.state.by_owner.contains_key(record.uid()) => {
-                self.mark(&key, &record);
+            (_, Kind::Node) => self.let_go(&key, &record, false),
+            _ => {
+                let owns = self.state.by_owner.contains_key(record.uid());
+                self.let_go(&key, &record, propagation == Propagation::Foreground && owns);
             }
-            _ => self.erase(&key),
         }
         Ok(())
+    }
+
+    /// Takes an object away, or marks it where something keeps it: its finalizers, and in the foreground what it owns.
+    fn let_go(&mut self, key: &ObjectKey, record: &Record, foreground: bool) {
+        let mut finalizers = record.finalizers().to_vec();
+        finalizers.retain(|finalizer| finalizer != FOREGROUND);
+        if foreground && self.state.level() >= level::FINALIZERS {
+            finalizers.push(FOREGROUND.to_owned());
+        }
+        if finalizers.is_empty() && !foreground {
+            self.erase(key);
+        } else {
+            self.mark(key, record, finalizers);
+        }
     }
 
     fn delete_pod(&mut self, key: &ObjectKey, pod: &PodRecord, grace: Option<i32>) {
@@ -60,8 +76,7 @@ impl Trial {
             .spec()
             .and_then(|spec| spec.termination_grace_period_seconds);
         let grace = grace.or(own).unwrap_or(GRACE_SECONDS).max(0);
-        // Without grace a pod goes before its node has ended it; what must not run twice is killed at once, but goes only then.
-        if (grace == 0 && !pod.holds_its_place()) || !pod.bound() || pod.status.finished {
+        if pod.template.finalizers().is_empty() && pod.goes_at_once(grace) {
             self.erase(key);
             return;
         }
@@ -80,22 +95,23 @@ impl Trial {
             return refuse(Reason::Forbidden, "the namespace default cannot be deleted");
         }
         if self.occupied(&key.name) {
-            self.mark(key, record);
+            self.mark(key, record, record.finalizers().to_vec());
         } else {
-            self.erase(key);
+            self.let_go(key, record, false);
         }
         Ok(())
     }
 
     /// Marks an object as being deleted; plans remove what holds it, then the object.
-    fn mark(&mut self, key: &ObjectKey, record: &Record) {
-        if record.deleting() {
+    fn mark(&mut self, key: &ObjectKey, record: &Record, finalizers: Vec<String>) {
+        if record.deleting() && record.finalizers() == finalizers {
             return;
         }
         let mut object = record.object(key);
         let meta = object::meta_mut(&mut object);
-        meta.deletion_timestamp = Some(self.time);
+        meta.deletion_timestamp.get_or_insert(self.time);
         meta.deletion_grace_period_seconds = Some(0);
+        meta.finalizers = finalizers;
         if let Some(Any::Namespace(namespace)) = &mut object.object {
             "Terminating".clone_into(&mut namespace.status.get_or_insert_default().phase);
         }
@@ -131,8 +147,9 @@ impl Trial {
     }
 
     /// Removes at once, without waiting for an agent or for dependents.
+    /// Finalizers keep what they keep, but nothing of it runs any more.
     pub(super) fn remove(&mut self, key: &ObjectKey, uid: &str) -> Result<(), Refusal> {
-        self.find(key, uid)?;
+        let record = self.find(key, uid)?;
         if key.kind == Kind::Namespace {
             if key.name.as_ref() == DEFAULT_NAMESPACE {
                 return refuse(Reason::Forbidden, "the namespace default cannot be deleted");
@@ -141,8 +158,46 @@ impl Trial {
                 return refuse(Reason::Conflict, format!("{key} is not empty"));
             }
         }
-        self.erase(key);
+        match &record {
+            Record::Pod(pod) if !pod.template.finalizers().is_empty() => {
+                let mut ending = pod.as_ref().clone();
+                ending.deleted.get_or_insert(self.time);
+                ending.grace = Some(0);
+                self.finish_pod(key, pod, ending);
+            }
+            _ => self.let_go(key, &record, false),
+        }
         Ok(())
+    }
+
+    /// Keeps a pod that is to go and of which nothing runs any more, for its finalizers.
+    pub(super) fn finish_pod(&mut self, key: &ObjectKey, before: &PodRecord, mut ended: PodRecord) {
+        if !ended.status.finished {
+            let mut status = ended.status.decoded();
+            "Failed".clone_into(&mut status.phase);
+            ended.status = Status::new(&status);
+        }
+        let of = |pod: &PodRecord| (pod.deleted, pod.grace, pod.status.clone());
+        if of(before) != of(&ended) {
+            self.store_pod(key.clone(), ended);
+        }
+    }
+
+    /// What is to go does, if the last of its finalizers has been taken out and nothing else keeps it.
+    pub(super) fn finalized(&mut self, key: &ObjectKey, before: &[String]) {
+        let Some(record) = self.state.records.get(key) else {
+            return;
+        };
+        if before.is_empty() || !record.deleting() || !record.finalizers().is_empty() {
+            return;
+        }
+        let goes = match record {
+            Record::Pod(pod) => pod.goes_at_once(pod.grace.unwrap_or(GRACE_SECONDS)),
+            Record::Whole(_) => key.kind != Kind::Namespace || !self.occupied(&key.name),
+        };
+        if goes {
+            self.erase(key);
+        }
     }
 
     /// Whether anything lives in a namespace.

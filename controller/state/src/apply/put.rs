@@ -56,7 +56,9 @@ impl Trial {
         }
         let revision = self.state.revision;
         self.write(&key, object)?;
-        if !self.state.said.set(&key, manager, said) {
+        // It goes when the last finalizer is taken out, and nobody's word outlives it.
+        let there = self.state.records.contains_key(&key);
+        if there && !self.state.said.set(&key, manager, said) {
             let message = format!(
                 "{key} is applied by {MANAGERS_MAX} managers already: apply it as one of them (--field-manager)"
             );
@@ -259,12 +261,16 @@ impl Trial {
         if new == old.template.content {
             return Ok(());
         }
+        let finalizers = new.metadata.as_ref().map_or(&[][..], |meta| &meta.finalizers);
+        let before = old.template.finalizers();
+        may_keep(key, old.deleted.is_some(), before, finalizers)?;
         let mut record = old.clone();
         if new.spec != old.template.content.spec {
             record.generation = record.generation.saturating_add(1);
         }
         record.template = self.state.intern(new);
         self.store_pod(key.clone(), record);
+        self.finalized(key, before);
         Ok(())
     }
 
@@ -286,12 +292,26 @@ impl Trial {
         if new == *old {
             return Ok(());
         }
+        let going = before.deletion_timestamp.is_some();
+        may_keep(key, going, &before.finalizers, &object::meta(&new).finalizers)?;
         if spec_changed {
             let meta = object::meta_mut(&mut new);
             meta.generation = meta.generation.saturating_add(1);
         }
         self.store(key.clone(), new);
+        self.finalized(key, &before.finalizers);
         Ok(())
+    }
+}
+
+/// What is to go gets no new finalizer: whoever has done his part would wait for ever.
+fn may_keep(key: &ObjectKey, going: bool, before: &[String], new: &[String]) -> Result<(), Refusal> {
+    match new.iter().find(|finalizer| !before.contains(finalizer)) {
+        Some(finalizer) if going => refuse(
+            Reason::Forbidden,
+            format!("{key} is being deleted: no finalizer can be added, as {finalizer} would be"),
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -357,6 +377,7 @@ pub(crate) fn template(meta: ObjectMeta, mut spec: Option<PodSpec>) -> PodTempla
         labels: meta.labels,
         annotations: meta.annotations,
         owner_references: meta.owner_references,
+        finalizers: meta.finalizers,
         ..Default::default()
     };
     PodTemplateSpec {

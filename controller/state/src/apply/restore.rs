@@ -249,7 +249,7 @@ impl Trial {
             .filter(|(_, pod)| pod.bound() || pod.deleted.is_some())
             .collect();
         for (key, pod) in pods {
-            if pod.deleted.is_some() {
+            if pod.deleted.is_some() && pod.template.finalizers().is_empty() {
                 self.state.remove(&key);
                 continue;
             }

@@ -38,7 +38,10 @@ impl Trial {
             return;
         }
         if update.gone && pod.deleted.is_some() {
-            self.erase(&key);
+            match pod.template.finalizers() {
+                [] => self.erase(&key),
+                _ => self.finish_pod(&key, &pod, pod.as_ref().clone()),
+            }
             return;
         }
         let Some(status) = &update.status else { return };

@@ -222,9 +222,12 @@ impl Trial {
         Ok(())
     }
 
-    /// Adds the object as it is now to the reply.
+    /// Adds the object to the reply: as it is now, or as it was when it went with this operation.
     pub(super) fn show(&mut self, key: &ObjectKey) {
-        let object: Option<Object> = self.state.records.get(key).map(|record| record.object(key));
+        let object: Option<Object> = match self.state.records.get(key) {
+            Some(record) => Some(record.object(key)),
+            None => self.changes.last().map(|change| change.object().clone()),
+        };
         self.objects.extend(object);
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use model::Kind;
+use model::object::FOREGROUND;
 use proto::state::v1::Remove;
 use proto::state::v1::operation::Operation as Op;
 
 use super::{Plan, delete};
 use crate::key::ObjectKey;
+use crate::record::Record;
 
 impl Plan<'_> {
     pub(super) fn garbage(&mut self) {
@@ -38,8 +40,13 @@ impl Plan<'_> {
             .deleting
             .iter()
             .filter(|key| !matches!(key.kind, Kind::Pod | Kind::Namespace));
+        let foreground = |record: &Record| {
+            let finalizers = record.finalizers();
+            // Below level 5 nothing else keeps what is to go.
+            finalizers.is_empty() || finalizers.iter().any(|finalizer| finalizer == FOREGROUND)
+        };
         for key in waiting {
-            let Some(record) = state.records.get(key) else {
+            let Some(record) = state.records.get(key).filter(|record| foreground(record)) else {
                 continue;
             };
             if state.by_owner.contains_key(record.uid()) {

@@ -21,6 +21,9 @@ impl Plan<'_> {
             let kinds = || Kind::ALL.into_iter().filter(|kind| kind.namespaced());
             let content = || kinds().flat_map(|kind| self.state.entries(kind, Some(name), None));
             if content().next().is_none() {
+                if !record.finalizers().is_empty() {
+                    continue;
+                }
                 let remove = Remove {
                     key: Some(namespace.to_proto()),
                     uid: record.uid().to_owned(),

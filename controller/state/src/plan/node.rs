@@ -88,6 +88,7 @@ impl Plan<'_> {
         let pods = || {
             let pods = self.state.pod_records_on(node);
             pods.map(|(key, pod)| (key, pod.as_ref()))
+                .filter(|(_, pod)| !pod.is_kept())
         };
         (pods().filter(sure), pods().filter(move |pod| !sure(pod)))
     }
@@ -201,6 +202,9 @@ fn goes(pod: &PodRecord, replacement: &Replacement) -> bool {
 /// A pod on a node that is lost goes at once, or stays and is not ready: a bare one, since nobody would start it again, and one
 /// that must not run twice, until it has ended for certain.
 fn lost_pod(key: &ObjectKey, pod: &PodRecord, replacement: &Replacement) -> Option<Op> {
+    if pod.is_kept() {
+        return None;
+    }
     if goes(pod, replacement) && !pod.holds_its_place() {
         return Some(remove(key, pod));
     }

@@ -7,6 +7,7 @@ mod apply;
 mod cluster;
 mod deletion;
 mod fencing;
+mod finalizers;
 mod history;
 mod level;
 mod properties;

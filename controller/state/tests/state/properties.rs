@@ -5,8 +5,8 @@ use prost::Message;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{
-    Apply, Bind, Command, CreatePods, DeleteOp, Key, NewPod, Operation, Put, Remove, Scale, SetStatus,
-    Transaction,
+    Apply, Bind, Command, CreatePods, DeleteOp, Key, NewPod, Operation, Put, RaiseLevel, Remove, Scale,
+    SetStatus, Transaction,
 };
 use proto::v1::{Object, OwnerReference};
 use state::plan::{Lease, World};
@@ -47,16 +47,24 @@ fn any_key() -> impl Strategy<Value = Key> {
     })
 }
 
+fn any_finalizers() -> impl Strategy<Value = Vec<String>> {
+    let names = vec!["x/a", "x/b", "foregroundDeletion"];
+    let some = prop::sample::subsequence(names, 0..=2);
+    let some = some.prop_map(|names| names.into_iter().map(str::to_owned).collect());
+    prop_oneof![3 => Just(Vec::new()), 1 => some]
+}
+
 fn any_object() -> impl Strategy<Value = Object> {
     let parts = (
         any_name(),
         any_namespace(),
         any_uid(),
         prop::collection::vec(any_uid(), 0..3),
+        any_finalizers(),
         0..6_usize,
         0..4_i32,
     );
-    parts.prop_map(|(name, namespace, uid, owners, kind, number)| {
+    parts.prop_map(|(name, namespace, uid, owners, finalizers, kind, number)| {
         let mut object = match KINDS[kind] {
             "Namespace" => super::support::namespace("x"),
             "Node" => model::object::from(proto::v1::Node::default()),
@@ -87,7 +95,7 @@ fn any_object() -> impl Strategy<Value = Object> {
                 ..Default::default()
             })
             .collect();
-        (meta.name, meta.namespace, meta.uid) = (name, namespace, uid);
+        (meta.name, meta.namespace, meta.uid, meta.finalizers) = (name, namespace, uid, finalizers);
         object
     })
 }
@@ -139,6 +147,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
         }),
         1 => any_name().prop_map(|name| join(0, &name).kind.unwrap()),
         1 => Just(Body::Settings(settings())),
+        1 => (0..=state::SCHEMA_LEVEL).prop_map(|level| Body::RaiseLevel(RaiseLevel { level })),
     ];
     let id = prop::option::weighted(0.3, 0..8_u32);
     let actor = prop::sample::select(vec!["", "", "ada", "bob"]);

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use proto::v1::{Container, PodSpec, PodTemplateSpec};
 
-use super::{Errors, container, labels, labels_and_annotations, pod_annotations, security, volume};
+use super::{Errors, container, labels, pod_annotations, security, volume, written_metadata};
 use crate::name;
 
 /// A template: its labels and its spec.
 pub(super) fn template(errors: &mut Errors, path: &str, template: &PodTemplateSpec) {
     if let Some(meta) = &template.metadata {
-        labels_and_annotations(errors, &format!("{path}.metadata"), meta);
+        written_metadata(errors, &format!("{path}.metadata"), meta);
         pod_annotations(errors, &format!("{path}.metadata"), meta);
     }
     match &template.spec {
