@@ -7,6 +7,7 @@ mod calls;
 mod clock;
 mod drive;
 mod events;
+mod figures;
 mod leases;
 pub mod metrics;
 pub mod raft;

@@ -1,21 +1,27 @@
 //! Health and metrics, over plain HTTP on a local address: nothing secret, nothing that writes.
 
 use std::convert::Infallible;
-use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use model::Kind;
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
+use crate::figures::Figures;
 use crate::raft::Node;
 use crate::session::Sessions;
 
@@ -26,35 +32,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the leader's loop counts; zero, but for the passes, on a member that does not lead.
-#[derive(Debug, Default)]
-pub(crate) struct Gauges {
-    passes: AtomicU64,
-    lost: AtomicU64,
-    unplaced: AtomicU64,
-}
-
-impl Gauges {
-    /// The loop has run once more.
-    pub(crate) fn pass(&self, lost: usize, unplaced: usize) {
-        self.passes.fetch_add(1, Ordering::Relaxed);
-        self.lost.store(lost as u64, Ordering::Relaxed);
-        self.unplaced.store(unplaced as u64, Ordering::Relaxed);
-    }
-
-    /// Another member leads.
-    pub(crate) fn follow(&self) {
-        self.lost.store(0, Ordering::Relaxed);
-        self.unplaced.store(0, Ordering::Relaxed);
-    }
-}
-
 /// Where the figures come from.
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) node: Node,
     pub(crate) sessions: Sessions,
-    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) figures: Figures,
     pub(crate) audit: Audit,
 }
 
@@ -102,7 +85,10 @@ fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes
                 "no controller leads\n".to_owned(),
             ),
         },
-        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(sources)),
+        (&Method::GET, "/metrics") => match metrics(sources) {
+            Ok(text) => (StatusCode::OK, text),
+            Err(cause) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{cause}\n")),
+        },
         (&Method::GET, _) => (
             StatusCode::NOT_FOUND,
             "there are /healthz, /readyz and /metrics\n".to_owned(),
@@ -111,83 +97,130 @@ fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
+    // Of the exposition format too.
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, text);
     response
 }
 
 /// In the text format of Prometheus.
-fn metrics(
-    Sources {
+fn metrics(sources: &Sources) -> Result<String, std::fmt::Error> {
+    let Sources {
         node,
         sessions,
-        gauges,
+        figures,
         audit,
-    }: &Sources,
-) -> String {
+    } = sources;
+    let mut registry = Registry::with_prefix("bulkhead");
+    let gauge = |registry: &mut Registry, name: &str, help: &str, value: i64| {
+        registry.register(name, help, ConstGauge::new(value));
+    };
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let progress = node.progress();
-    let leads = u64::from(node.leadership().borrow().is_me);
-    let members = node.members().len() as u64;
-    let revision = node.stale().revision();
-    let rows = [
-        ("bulkhead_raft_term", "Current term", progress.term),
+    let state = node.stale();
+    for (name, help, value) in [
+        ("raft_term", "Current term", number(progress.term)),
         (
-            "bulkhead_raft_last_log_index",
+            "raft_last_log_index",
             "Last entry in the log",
-            progress.last_log_index,
+            number(progress.last_log_index),
         ),
         (
-            "bulkhead_raft_applied_index",
+            "raft_applied_index",
             "Last entry applied",
-            progress.applied_index,
+            number(progress.applied_index),
         ),
-        ("bulkhead_raft_leads", "1 on the leader", leads),
-        ("bulkhead_raft_members", "Controllers in the cluster", members),
         (
-            "bulkhead_disk_free_bytes",
+            "raft_leads",
+            "1 on the leader",
+            i64::from(node.leadership().borrow().is_me),
+        ),
+        (
+            "raft_members",
+            "Controllers in the cluster",
+            number(node.members().len() as u64),
+        ),
+        (
+            "disk_free_bytes",
             "Free on the disk of this controller's data",
-            node.disk_free(),
+            number(node.disk_free()),
         ),
         (
-            "bulkhead_disk_nearly_full",
+            "disk_nearly_full",
             "1 when this controller takes no writes for lack of room on its disk",
-            u64::from(node.nearly_full().is_some()),
+            i64::from(node.nearly_full().is_some()),
         ),
         (
-            "bulkhead_state_revision",
+            "state_revision",
             "Counter of changes of objects",
-            revision,
+            number(state.revision()),
         ),
         (
-            "bulkhead_agent_sessions",
+            "schema_level",
+            "Schema level that all controllers know",
+            i64::from(state.level()),
+        ),
+        (
+            "agent_sessions",
             "Agents that hold their session with this controller",
-            sessions.count() as u64,
+            number(sessions.count() as u64),
         ),
         (
-            "bulkhead_leases_lost",
+            "leases_lost",
             "Nodes that are silent, on the leader",
-            gauges.lost.load(Ordering::Relaxed),
+            figures.lost(),
         ),
         (
-            "bulkhead_pods_unplaced",
+            "pods_unplaced",
             "Pods that no node can take, on the leader",
-            gauges.unplaced.load(Ordering::Relaxed),
+            figures.unplaced(),
         ),
-        (
-            "bulkhead_audit_lines_lost",
-            "Lines of the audit log that could not be written",
-            audit.lost(),
-        ),
-        (
-            "bulkhead_drive_passes",
-            "Passes of the leader's loop in this process",
-            gauges.passes.load(Ordering::Relaxed),
-        ),
-    ];
-    rows.iter().fold(String::new(), |mut text, (name, help, value)| {
-        let row = write!(
-            text,
-            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
-        );
-        row.expect("a String takes all");
-        text
-    })
+    ] {
+        gauge(&mut registry, name, help, value);
+    }
+    let objects = Family::<[(&'static str, &'static str); 1], Gauge>::default();
+    for kind in Kind::ALL {
+        let count = number(state.count(kind) as u64);
+        objects.get_or_create(&[("kind", kind.as_str())]).set(count);
+    }
+    registry.register("objects", "Objects of each kind", objects);
+    // The library adds `_total` to counters.
+    registry.register(
+        "audit_lines_lost",
+        "Lines of the audit log that could not be written",
+        ConstCounter::new(audit.lost()),
+    );
+    registry.register(
+        "drive_passes",
+        "Passes of the leader's loop in this process",
+        figures.passes.clone(),
+    );
+    registry.register(
+        "api_requests",
+        "Calls of the API, by the code of their answer",
+        figures.answers.clone(),
+    );
+    registry.register(
+        "api_request_duration_seconds",
+        "Time to the answer of a call, or to its beginning",
+        figures.answering.clone(),
+    );
+    registry.register(
+        "raft_proposal_duration_seconds",
+        "Time from a command of this controller to its answer, committed and applied",
+        node.timings().proposals.clone(),
+    );
+    registry.register(
+        "raft_log_write_duration_seconds",
+        "Time of a write to the log's disk with its sync",
+        node.timings().log_writes.clone(),
+    );
+    registry.register(
+        "pod_start_duration_seconds",
+        "Time from the making of a pod until it has its node, and until a container of it runs, on the leader",
+        figures.pod_starts.clone(),
+    );
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &registry)?;
+    Ok(text)
 }

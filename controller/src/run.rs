@@ -19,8 +19,9 @@ use crate::audit::Audit;
 use crate::calls::Calls;
 use crate::drive::Drive;
 use crate::events::Events;
+use crate::figures::Figures;
 use crate::leases::{self, Leases, Renewals};
-use crate::metrics::{self, Gauges, Sources};
+use crate::metrics::{self, Sources};
 use crate::raft::{MemberId, Node, NodeConfig, StartError};
 use crate::security::ca::Authority;
 use crate::security::join::JoinService;
@@ -169,7 +170,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let sources = Sources {
         node: node.clone(),
         sessions: parts.sessions.clone(),
-        gauges: parts.gauges.clone(),
+        figures: parts.figures.clone(),
         audit,
     };
     loops.spawn(metrics::serve(metrics_listener, sources));
@@ -238,7 +239,7 @@ pub(crate) struct Parts {
     events: Events,
     pub(crate) sessions: Sessions,
     pub(crate) calls: Calls,
-    gauges: Arc<Gauges>,
+    figures: Figures,
 }
 
 impl Parts {
@@ -249,7 +250,7 @@ impl Parts {
             events: Events::new(),
             calls: Calls::new(node.clone(), sessions.clone()),
             sessions,
-            gauges: Arc::default(),
+            figures: Figures::default(),
         }
     }
 
@@ -278,18 +279,28 @@ impl Parts {
             node: node.clone(),
             leases: self.leases.clone(),
             events: self.events.clone(),
-            gauges: self.gauges.clone(),
+            figures: self.figures.clone(),
         };
         loops.spawn(dispatch);
         loops.spawn(drive.run());
+        loops.spawn(self.figures.clone().follow_pods(node.clone()));
         loops.spawn(leases::forward(renewed, node.clone(), self.leases.clone()));
         loops.spawn(self.sessions.reports().clone().propose(node.clone()));
         loops.spawn(self.events.clone().forward(node.clone()));
         let join = JoinServer::new(JoinService::new(node.clone(), authority.clone(), audit.clone()));
         let (events, calls) = (self.events.clone(), self.calls.clone());
-        api::routes(node.clone(), events, calls, authority.clone(), audit, stopped)
-            .add_service(join)
-            .add_service(session::server(desk, authority))
+        let figures = self.figures.clone();
+        api::routes(
+            node.clone(),
+            events,
+            calls,
+            authority.clone(),
+            audit,
+            figures,
+            stopped,
+        )
+        .add_service(join)
+        .add_service(session::server(desk, authority))
     }
 }
 

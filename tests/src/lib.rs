@@ -12,6 +12,6 @@ pub mod leaks;
 pub mod machine;
 
 pub use access::Access;
-pub use cluster::{Cluster, Output};
+pub use cluster::{Cluster, Output, Process};
 pub use disk::SmallDisk;
 pub use machine::{can_run, wait_for};

@@ -12,15 +12,17 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::Frame;
 use prost_reflect::MessageDescriptor;
-use tonic::Status;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::server::NamedService;
+use tonic::{Code, Status};
 use tower::Service;
 
 use super::authorize;
 use super::bearer::{self, Bearer, Bearers, Cut};
 use super::wire::{self, Frames, MESSAGE_BYTES_MAX};
 use crate::audit::{Audit, Entry};
+use crate::figures::Figures;
 use crate::security::identity::Identity;
 use crate::security::listen::Caller;
 
@@ -33,15 +35,17 @@ pub(crate) struct Guard<S> {
     inner: S,
     bearers: Bearers,
     audit: Audit,
+    figures: Figures,
 }
 
 impl<S> Guard<S> {
     /// Who is not let in is noted.
-    pub(crate) fn new(inner: S, bearers: Bearers, audit: Audit) -> Self {
+    pub(crate) fn new(inner: S, bearers: Bearers, audit: Audit, figures: Figures) -> Self {
         Self {
             inner,
             bearers,
             audit,
+            figures,
         }
     }
 }
@@ -67,17 +71,24 @@ where
         // The one that is ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let (bearers, audit) = (self.bearers.clone(), self.audit.clone());
+        let (bearers, audit, figures) = (self.bearers.clone(), self.audit.clone(), self.figures.clone());
         Box::pin(async move {
-            let (request, cut_by) = match admit(request, &bearers, &audit).await {
-                Ok(admitted) => admitted,
-                Err(status) => return Ok(status.into_http()),
+            let (began, path) = (Instant::now(), request.uri().path().to_owned());
+            let answer = match admit(request, &bearers, &audit).await {
+                Ok((request, cut_by)) => {
+                    let answer = inner.call(request).await?;
+                    match cut_by {
+                        Some(bearer) => answer.map(|body| bearer::cut(body, bearer.end(), Cut::Answer)),
+                        None => answer,
+                    }
+                }
+                Err(status) => status.into_http(),
             };
-            let answer = inner.call(request).await?;
-            Ok(match cut_by {
-                Some(bearer) => answer.map(|body| bearer::cut(body, bearer.end(), Cut::Answer)),
-                None => answer,
-            })
+            // One that is refused has its status in front.
+            let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
+            let call = wire::input(&path).and_then(|_| path.rsplit('/').next());
+            figures.answered(call.unwrap_or("unknown"), &format!("{code:?}"), began.elapsed());
+            Ok(answer)
         })
     }
 }

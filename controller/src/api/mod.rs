@@ -50,6 +50,7 @@ use crate::audit::Audit;
 use crate::calls::Calls;
 use crate::clock;
 use crate::events::Events;
+use crate::figures::Figures;
 use crate::raft::Node;
 use crate::security::ca::Authority;
 use crate::watch::{self as changes, Ring};
@@ -92,6 +93,7 @@ pub(crate) fn routes(
     calls: Calls,
     authority: Arc<Authority>,
     audit: Audit,
+    figures: Figures,
     stopped: tokio::sync::watch::Receiver<bool>,
 ) -> Routes {
     let bearers = Bearers::new(node.clone(), authority.account_key().clone());
@@ -99,7 +101,7 @@ pub(crate) fn routes(
     let server = ApiServer::new(service)
         .max_decoding_message_size(wire::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
-    Routes::new(Guard::new(server, bearers, audit))
+    Routes::new(Guard::new(server, bearers, audit, figures))
 }
 
 impl Service {

@@ -19,6 +19,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Server};
 
 use super::*;
+use crate::figures::Figures;
 use crate::raft::{Member, NodeConfig};
 use crate::security::ca::Subject;
 use crate::security::identity::{ADMINS, Identity};
@@ -198,6 +199,7 @@ impl One {
                 server,
                 bearers,
                 self.service.audit.clone(),
+                Figures::default(),
             )))
             .serve_with_incoming(accept(listener, tls.into(), 16, Revoked::nothing()));
         tokio::spawn(serving);

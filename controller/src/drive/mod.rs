@@ -6,7 +6,6 @@
 
 mod told;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -18,8 +17,8 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::events::Events;
+use crate::figures::Figures;
 use crate::leases::Leases;
-use crate::metrics::Gauges;
 use crate::raft::{Node, ProposeError};
 use crate::security::new_uuid;
 use crate::session::node_key;
@@ -44,7 +43,7 @@ pub(crate) struct Drive {
     pub(crate) node: Node,
     pub(crate) leases: Leases,
     pub(crate) events: Events,
-    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) figures: Figures,
 }
 
 /// What came of one pass.
@@ -75,7 +74,7 @@ impl Drive {
                 () = self.lead(term) => true,
             };
             self.leases.end();
-            self.gauges.follow();
+            self.figures.follow();
             if ended {
                 return;
             }
@@ -195,7 +194,7 @@ impl Drive {
             decide(&mut pass, move || schedule::commands(&state, clock::now_ms())).await
         };
         let (commands, unplaced) = placed.unwrap_or_default();
-        self.gauges.pass(lost, unplaced.len());
+        self.figures.pass(lost, unplaced.len());
         self.propose(&state, commands, &mut pass).await;
         pass
     }

@@ -184,12 +184,17 @@ impl<D: Dir> Node<D> {
             return Err(ProposeError::TooLarge { bytes });
         }
         let repeatable = !command.request_id.is_empty();
-        let deadline = Instant::now() + DEADLINE;
+        let began = Instant::now();
+        let deadline = began + DEADLINE;
         let mut hint = None;
         let mut unknown = None;
         loop {
             match self.inner.gather.propose(command.encode_to_vec(), hint).await {
-                Try::Done(reply) => return Ok(reply),
+                Try::Done(reply) => {
+                    let took = began.elapsed().as_secs_f64();
+                    self.inner.timings.proposals.observe(took);
+                    return Ok(reply);
+                }
                 Try::Elsewhere(leader) => hint = leader,
                 Try::Unknown(cause) if repeatable => {
                     hint = None;

@@ -20,7 +20,7 @@ pub mod types;
 pub use forward::{ChangeError, ProposeError, ReadError};
 pub use machine::{Applied, Changed};
 pub use members::MemberInfo;
-pub use node::{Leadership, Node, NodeConfig, StartError};
+pub use node::{Leadership, Node, NodeConfig, StartError, Timings};
 pub use peers::{Channel, Peers};
 pub use snapshot::SnapshotError;
 pub use types::{Member, MemberId};

@@ -10,6 +10,7 @@ use arc_swap::ArcSwapOption;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
+use prometheus_client::metrics::histogram::Histogram;
 use proto::state::v1::CommandReply;
 use rpc::tls::TlsError;
 use rpc::v1::ProgressReply;
@@ -26,6 +27,7 @@ use super::network::Network;
 use super::peers::{Channel, Lane, Peers};
 use super::snapshot::{SnapshotError, Snapshots};
 use super::types::{LogId, Member, MemberId, Proposal, Types};
+use crate::figures::SECONDS;
 use crate::store::{Dir, Disk, NearlyFull, Watched};
 
 /// The leader gives a proposal this long; then its fate is unknown and the proposer asks again.
@@ -168,6 +170,15 @@ impl<D: Dir> Clone for Node<D> {
     }
 }
 
+/// How long consensus takes, in seconds.
+#[derive(Clone, Debug)]
+pub struct Timings {
+    /// Of commands, from this member's asking to the answer.
+    pub proposals: Histogram,
+    /// Of writes to the log's disk, with their sync.
+    pub log_writes: Histogram,
+}
+
 pub(super) struct Inner<D: Dir> {
     pub(super) id: MemberId,
     write_by: WriteBy,
@@ -179,6 +190,7 @@ pub(super) struct Inner<D: Dir> {
     pub(super) leadership: watch::Receiver<Leadership>,
     proposals: Semaphore,
     pub(super) gather: Gather,
+    pub(super) timings: Timings,
     /// Of the log. Whoever holds it keeps other processes out: only this does.
     pub(super) directory: D,
     pub(super) room: Watched,
@@ -216,6 +228,10 @@ impl<D: Dir> Node<D> {
             },
         };
         let (store, snapshots) = opened?;
+        let timings = Timings {
+            proposals: Histogram::new(SECONDS),
+            log_writes: store.writes().clone(),
+        };
         let machine = StateMachine::new(
             snapshots.clone(),
             write_by,
@@ -249,6 +265,7 @@ impl<D: Dir> Node<D> {
             leadership,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX as usize),
             gather,
+            timings,
             directory,
             room,
             full_majority: ArcSwapOption::empty(),
@@ -295,6 +312,11 @@ impl<D: Dir> Node<D> {
     /// This member's number.
     pub fn id(&self) -> MemberId {
         self.inner.id
+    }
+
+    /// How long consensus takes.
+    pub fn timings(&self) -> &Timings {
+        &self.inner.timings
     }
 
     /// The newest schema level that this member can apply.

@@ -7,8 +7,9 @@ use prost::Message;
 use proto::v1::Object;
 use proto::v1::object::Object as Any;
 
+use crate::conditions;
 use crate::key::ObjectKey;
-use crate::record::{PodRecord, Record};
+use crate::record::{PodRecord, Record, millis};
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,23 @@ impl Happened {
             Self::Deleted => "DELETED",
         }
     }
+}
+
+/// How a pod came to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Began {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Where it runs.
+    pub node: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: i64,
+    /// When it was given its node.
+    pub scheduled_ms: i64,
 }
 
 /// One step of the revision: what a watch shows. It takes little beside what the state holds anyway.
@@ -166,6 +184,30 @@ impl Change {
             Form::Whole(_) => "",
             Form::Pod(pod) => &pod.record.node,
         }
+    }
+
+    /// How a pod came to run, when its first container has since this change.
+    pub fn began(&self) -> Option<Began> {
+        let (Form::Pod(before), Form::Pod(pod)) = (self.before.as_ref()?, &self.object) else {
+            return None;
+        };
+        let (was, is) = (&before.record.status, &pod.record.status);
+        if was.finished || was == is || was.decoded().phase != "Pending" {
+            return None;
+        }
+        let status = is.decoded();
+        if status.phase != "Running" {
+            return None;
+        }
+        let scheduled = conditions::get(&status.conditions, "PodScheduled")?;
+        Some(Began {
+            namespace: pod.key.namespace.as_ref().to_owned(),
+            name: pod.key.name.as_ref().to_owned(),
+            uid: pod.record.uid.as_ref().to_owned(),
+            node: pod.record.node.as_ref().to_owned(),
+            created_ms: millis(pod.record.created.as_ref()),
+            scheduled_ms: millis(scheduled.last_transition_time.as_ref()),
+        })
     }
 
     /// What both forms take, encoded.

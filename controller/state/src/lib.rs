@@ -30,7 +30,7 @@ mod store;
 
 pub use apply::Outcome;
 pub use apply::restore::{RESTORE_BYTES_MAX, REVISION_JUMP};
-pub use change::{Change, Happened};
+pub use change::{Began, Change, Happened};
 pub use history::{ALL_BYTES_MAX, ALL_FORMS_MAX, FORMS_MAX};
 pub use said::{MANAGER_BYTES_MAX, MANAGERS_MAX};
 pub use snapshot::{CHUNK_BYTES_MAX, DecodeError};

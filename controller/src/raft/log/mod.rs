@@ -25,9 +25,12 @@ use futures_util::{Stream, StreamExt, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
+use prometheus_client::metrics::histogram::Histogram;
+
 use self::index::Index;
 use self::writer::{Done, Op, Writer};
 use super::types::{Entry, LogId, Types, Vote};
+use crate::figures::SECONDS;
 use crate::store::Dir;
 use seal::{KeyError, Keys};
 
@@ -134,6 +137,7 @@ pub enum WriteBy {
 pub struct LogStore<D: Dir> {
     reader: Reader<D>,
     writer: Writer<D>,
+    writes: Histogram,
 }
 
 /// Reads entries, from memory or from their files.
@@ -154,11 +158,18 @@ impl<D: Dir> LogStore<D> {
     pub fn open(dir: D, segment_bytes: u32, keys: Keys, write_by: WriteBy) -> Result<Self, LogError> {
         let (core, index) = recover::open(dir, segment_bytes, keys)?;
         let index = Arc::new(Mutex::new(index));
-        let writer = Writer::start(core, index.clone(), write_by)?;
+        let writes = Histogram::new(SECONDS);
+        let writer = Writer::start(core, index.clone(), write_by, writes.clone())?;
         Ok(Self {
             reader: Reader { index },
             writer,
+            writes,
         })
+    }
+
+    /// How long writes to the disk take, their sync included, in seconds.
+    pub(super) fn writes(&self) -> &Histogram {
+        &self.writes
     }
 
     /// Where the log ends, and what is committed as far as the disk knows.

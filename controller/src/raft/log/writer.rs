@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use openraft::storage::IOFlushed;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::{Core, Effect, FRAME_BYTES, Spare};
@@ -59,6 +61,7 @@ pub(super) enum Writer<D: Dir> {
 pub(super) struct Hand<D: Dir> {
     core: Core<D>,
     index: Arc<Mutex<Index<D::File>>>,
+    writes: Histogram,
 }
 
 impl<D: Dir> Writer<D> {
@@ -66,8 +69,9 @@ impl<D: Dir> Writer<D> {
         core: Core<D>,
         index: Arc<Mutex<Index<D::File>>>,
         write_by: WriteBy,
+        writes: Histogram,
     ) -> Result<Self, LogError> {
-        let mut hand = Hand { core, index };
+        let mut hand = Hand { core, index, writes };
         match write_by {
             WriteBy::Caller => Ok(Self::Caller(Box::new(Mutex::new(hand)))),
             WriteBy::Thread => {
@@ -192,7 +196,9 @@ impl<D: Dir> Hand<D> {
     }
 
     fn commit(&mut self, records: Vec<Record>) -> Result<(), LogError> {
+        let began = Instant::now();
         let effects = self.core.commit(records)?;
+        self.writes.observe(began.elapsed().as_secs_f64());
         let mut index = self.index.lock().expect("no holder panics");
         if let Some(purged) = self.core.purged {
             index.purge(purged); // before its files go, or a reader could look for one

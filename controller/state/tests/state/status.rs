@@ -1,8 +1,11 @@
 //! Status of pods and nodes.
 
+use model::object::from;
 use proto::state::v1::SetStatus;
 use proto::state::v1::operation::Operation as Op;
 use proto::v1::{Node, NodeStatus, Object, Pod, PodStatus};
+
+use state::{Began, Change, Outcome};
 
 use crate::support::*;
 
@@ -122,7 +125,7 @@ fn a_nodes_report_leaves_its_readiness_to_the_leader() {
         }),
         ..Default::default()
     };
-    run(&mut state, 1, vec![set(model::object::from(ready))]);
+    run(&mut state, 1, vec![set(from(ready))]);
     applied(&state.apply(&node_status(2, "n1", &[("cpu", "4")])));
     let node = state.nodes().next().unwrap();
     let status = node.status.as_ref().unwrap();
@@ -142,7 +145,7 @@ fn conditions_of_a_pod_are_set_one_by_one() {
         }),
         ..Default::default()
     };
-    run(&mut state, 4000, vec![set(model::object::from(lost))]);
+    run(&mut state, 4000, vec![set(from(lost))]);
     let pod = get_pod(&state, "p");
     assert_eq!(ready(&pod), ("False".to_owned(), 4));
     assert_eq!(pod.status.unwrap().phase, "Running");
@@ -153,4 +156,26 @@ fn set(object: Object) -> Op {
         object: Some(object),
         ..Default::default()
     })
+}
+
+#[test]
+fn a_pod_begins_once_to_run_and_tells_how_long_it_took() {
+    let mut state = cluster();
+    applied(&state.apply(&join(0, "n1")));
+    run(&mut state, 1_500, vec![put(from(pod("p")))]);
+    run(&mut state, 2_250, vec![bind("p", "n1")]);
+    let began =
+        |outcome: &Outcome| -> Vec<Began> { outcome.changes.iter().filter_map(Change::began).collect() };
+    let first = state.apply(&report(3_000, "p", "n1", running(false)));
+    let expected = Began {
+        namespace: "default".to_owned(),
+        name: "p".to_owned(),
+        uid: uid("p"),
+        node: "n1".to_owned(),
+        created_ms: 1_500,
+        scheduled_ms: 2_250,
+    };
+    assert_eq!(began(&first), [expected]);
+    assert_eq!(began(&state.apply(&report(4_000, "p", "n1", running(true)))), []);
+    assert_eq!(began(&state.apply(&report(5_000, "p", "n1", running(false)))), []);
 }
