@@ -35,9 +35,6 @@ use crate::{garbage, idmap, ledger, renew, wiring};
 
 /// How long pods' actors wait for a network that is likely to stand already.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often memory is given back that work has left: seldom against what it costs, some hundred pages mapped again.
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(30);
-
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -220,22 +217,12 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         () = renew::run(link) => {}
         () = garbage::run(node, pods) => {}
         () = metrics::serve(metrics_listener, shown) => {}
-        () = give_back() => {}
+        never = rpc::service::stay_small(holds) => match never {},
         never = rpc::service::watchdog(untold) => match never {},
     }
     notify("STOPPING=1");
     tracing::info!("stopping; pods go on");
     Ok(())
-}
-
-/// Most of what an agent holds is its own code, used once at the start or for a pod.
-async fn give_back() {
-    loop {
-        tokio::time::sleep(GIVE_BACK_EVERY).await;
-        if let Err(error) = sys::memory::give_back() {
-            tracing::warn!(%error, "failed to give memory back");
-        }
-    }
 }
 
 async fn first_network(
@@ -280,6 +267,10 @@ fn own_address(endpoints: &[String]) -> Option<Ipv4Addr> {
 /// Tells the service manager, if there is one.
 fn notify(state: &str) {
     rpc::service::notify(state).unwrap_or_else(untold);
+}
+
+fn holds(cause: io::Error) {
+    tracing::warn!(error = %cause, "failed to give memory back");
 }
 
 fn untold(cause: io::Error) {

@@ -192,6 +192,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let ended = tokio::select! {
         biased;
         () = stop => None,
+        never = rpc::service::stay_small(holds) => match never {},
         never = rpc::service::watchdog(untold) => match never {},
         cause = node.ended() => Some(RunError::Ended(cause)),
         part = loops.join_next() => Some(RunError::Part(match part {
@@ -398,6 +399,10 @@ fn caught_up(node: &Node) -> bool {
 /// Tells the service manager, if there is one.
 fn notify(state: &str) {
     rpc::service::notify(state).unwrap_or_else(untold);
+}
+
+fn holds(cause: io::Error) {
+    tracing::warn!(error = %cause, "failed to give memory back");
 }
 
 fn untold(cause: io::Error) {

@@ -1,5 +1,5 @@
-//! What a process of ours tells the service manager that started it, if one did: that it is ready, that it stops, that it
-//! still answers (sd_notify(3), sd_watchdog_enabled(3)).
+//! What every service of ours does beside its work: it tells the service manager that started it, if one did, that it is
+//! ready, that it stops, that it still answers (sd_notify(3), sd_watchdog_enabled(3)); and it stays small.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -8,6 +8,21 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
+
+/// When memory is given back for the first time: what only the start needs has run.
+const START: Duration = Duration::from_secs(5);
+/// How often memory is given back that work has left: seldom against what it costs, some hundred pages mapped again.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(30);
+
+/// Gives back what work has left in memory, again and again: most of what a service holds is its own code, used once at the
+/// start or for some calls. `failed` hears why it could not.
+pub async fn stay_small(failed: impl Fn(io::Error)) -> Infallible {
+    tokio::time::sleep(START).await;
+    loop {
+        sys::memory::give_back().unwrap_or_else(&failed);
+        tokio::time::sleep(GIVE_BACK_EVERY).await;
+    }
+}
 
 /// Tells the service manager; nothing to do where there is none.
 pub fn notify(state: &str) -> io::Result<()> {
