@@ -217,7 +217,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
         () = renew::run(link) => {}
         () = garbage::run(node, pods) => {}
         () = metrics::serve(metrics_listener, shown) => {}
-        never = rpc::service::stay_small(holds) => match never {},
+        never = rpc::service::stay_small(sys::memory::give_back, holds) => match never {},
         never = rpc::service::watchdog(untold) => match never {},
     }
     notify("STOPPING=1");

@@ -192,7 +192,7 @@ async fn run_until(options: RunOptions, stop: Boxed<()>) -> Result<(), RunError>
     let ended = tokio::select! {
         biased;
         () = stop => None,
-        never = rpc::service::stay_small(holds) => match never {},
+        never = rpc::service::stay_small(sys::memory::give_back, holds) => match never {},
         never = rpc::service::watchdog(untold) => match never {},
         cause = node.ended() => Some(RunError::Ended(cause)),
         part = loops.join_next() => Some(RunError::Part(match part {

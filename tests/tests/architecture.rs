@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("runtime", &["sys"]),
     ("agent", &["model", "proto", "rpc", "runtime", "sys"]),
-    ("controller", &["model", "proto", "rpc", "seal", "state"]),
+    ("controller", &["model", "proto", "rpc", "seal", "state", "sys"]),
     ("base2histogram", &[]),
     ("ctl", &["model", "proto", "rpc", "seal", "state"]),
     (

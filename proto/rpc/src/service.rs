@@ -16,10 +16,10 @@ const GIVE_BACK_EVERY: Duration = Duration::from_secs(30);
 
 /// Gives back what work has left in memory, again and again: most of what a service holds is its own code, used once at the
 /// start or for some calls. `failed` hears why it could not.
-pub async fn stay_small(failed: impl Fn(io::Error)) -> Infallible {
+pub async fn stay_small(give_back: fn() -> io::Result<()>, failed: impl Fn(io::Error)) -> Infallible {
     tokio::time::sleep(START).await;
     loop {
-        sys::memory::give_back().unwrap_or_else(&failed);
+        give_back().unwrap_or_else(&failed);
         tokio::time::sleep(GIVE_BACK_EVERY).await;
     }
 }
