@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use oci_spec::runtime::{Capability, Spec};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 use super::{OciError, hooks, refused};
 use crate::container;
@@ -57,7 +57,8 @@ pub(super) fn parse<T: DeserializeOwned>(
         Ok(parsed) => return Ok(parsed),
         Err(error) => error,
     };
-    let Ok(mut value) = serde_json::from_slice::<Value>(text) else {
+    // Of an error that mending could not help the first is the one to tell: it knows the field.
+    let Ok(Unique(mut value)) = serde_json::from_slice(text) else {
         return Err(malformed(first));
     };
     let mut unknown = Vec::new();
@@ -73,6 +74,67 @@ pub(super) fn parse<T: DeserializeOwned>(
         ));
     }
     Ok(parsed)
+}
+
+/// Any JSON in which no object has a name twice (runtime-spec 1.2, glossary.md, JSON): a `Value` alone would keep the last.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Unique(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some((name, Unique(value))) = entries.next_entry::<String, _>()? {
+            if map.insert(name, value).is_some() {
+                return Err(A::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(Value::Object(map))
+    }
 }
 
 /// Adds a user where a process has none, takes out capabilities that nobody knows, and renames two flags of the scheduler, which are called otherwise in the
@@ -262,6 +324,7 @@ mod tests {
             r#"{"cwd": 1, "args": ["x"]}"#,
             r#"{"args": ["x"], "cwd": "/", "capabilities": {"bounding": [1]}}"#,
             r#"{"args": ["x"], "cwd": "/", "scheduler": {"policy": "SCHED_BATCH", "flags": ["SCHED_NOPE"]}}"#,
+            r#"{"args": ["x"], "cwd": "/", "capabilities": {"bounding": ["CAP_NOPE"]}, "cwd": "/b"}"#,
         ] {
             assert!(matches!(parse(text), Err(OciError::Json { .. })), "{text}");
         }
