@@ -78,6 +78,8 @@ enum Verb {
     Annotate(verb::label::Change),
     /// Change an object in your editor
     Edit(verb::edit::Edit),
+    /// Change what a patch says of an object
+    Patch(verb::patch::Patch),
     /// Set the images of containers
     Set(verb::set::Set),
     /// Set how many replicas there are
@@ -172,6 +174,7 @@ async fn run(arguments: Arguments, out: &mut Output) -> Result<(), CtlError> {
         Verb::Label(args) => verb::label::label(args, &open()?, out).await,
         Verb::Annotate(args) => verb::label::annotate(args, &open()?, out).await,
         Verb::Edit(args) => verb::edit::run(args, &open()?, out).await,
+        Verb::Patch(args) => verb::patch::run(args, &open()?, out).await,
         Verb::Set(args) => verb::set::run(args, &open()?, out).await,
         Verb::History(args) => verb::history::run(args, &open()?, out).await,
         Verb::Undo(args) => verb::history::undo(args, &open()?, out).await,

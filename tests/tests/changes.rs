@@ -241,3 +241,72 @@ fn an_object_waits_for_its_finalizers() {
         gone.stderr
     );
 }
+
+#[test]
+fn patches_change_what_they_say_and_nothing_else() {
+    if !can_run("patches_change_what_they_say_and_nothing_else", &["ip", "nft"]) {
+        return;
+    }
+    let cluster = Cluster::up_with(1, 1, &[]);
+    cluster.apply(&web("  replicas: 0\n"));
+    let patch = |words: &[&str]| cluster.ctl(&[&["patch", "deployment/web"], words].concat());
+    let strategic = r#"{"spec": {"template": {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "1"}]}]}}}}"#;
+    let patched = patch(&["-p", strategic]);
+    assert_eq!(
+        (patched.code, patched.stdout.as_str()),
+        (0, "deployment/web patched\n"),
+        "{}",
+        patched.stderr
+    );
+    let container = "/spec/template/spec/containers/0";
+    assert_eq!(
+        shown(&cluster, "deployment/web", &format!("{container}/image")),
+        "hello:1"
+    );
+    assert_eq!(
+        shown(&cluster, "deployment/web", &format!("{container}/env/0/name")),
+        "A"
+    );
+    assert!(patch(&["-p", strategic]).stdout.contains("no change"));
+    let steps =
+        r#"[{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "hello:2"}]"#;
+    assert!(
+        patch(&["--type", "json", "-p", steps, "--dry-run", "server"])
+            .stdout
+            .contains("dry run")
+    );
+    assert_eq!(
+        shown(&cluster, "deployment/web", &format!("{container}/image")),
+        "hello:1"
+    );
+    let file = cluster.manifest(
+        "patch.yaml",
+        "metadata:\n  labels: {team: red}\nspec: {minReadySeconds: 2}\n",
+    );
+    cluster.ok(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type",
+        "merge",
+        "--patch-file",
+        &file.display().to_string(),
+    ]);
+    assert_eq!(shown(&cluster, "deployment/web", "/metadata/labels/team"), "red");
+    assert_eq!(shown(&cluster, "deployment/web", "/spec/minReadySeconds"), 2);
+    for (patch_text, words) in [
+        (r#"{"spec": {"replica": 1}}"#, "did you mean `replicas`"),
+        (
+            r#"{"metadata": {"name": "other"}}"#,
+            "kind, namespace and name stay",
+        ),
+        (r#"{"status": {"replicas": 1}}"#, "the cluster's"),
+        ("[1", "neither JSON nor YAML"),
+    ] {
+        let refused = patch(&["-p", patch_text]);
+        assert_ne!(refused.code, 0, "{patch_text}");
+        assert!(refused.stderr.contains(words), "{patch_text}: {}", refused.stderr);
+    }
+    let history = cluster.ok(&["history", "deployment/web"]);
+    assert!(history.contains("patch"), "{history}");
+}

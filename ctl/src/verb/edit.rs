@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use model::{object, read};
+use model::object;
 use proto::state::v1::Key;
 use proto::v1::Object;
 
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: Edit, cluster: &Cluster, out: &mut Output) -> Resu
 
 /// Writes what was edited; whether it differs from what is there.
 async fn save(draft: &str, key: &Key, there: &Object, cluster: &Cluster) -> Result<bool, CtlError> {
-    let mut edited = parse(draft, key)?;
+    let mut edited = change::manifest("edited", draft.as_bytes(), key)?;
     let mut base = there.clone();
     for _ in 0..ATTEMPTS_MAX {
         if text(&edited) == text(&base) {
@@ -105,28 +105,6 @@ async fn save(draft: &str, key: &Key, there: &Object, cluster: &Cluster) -> Resu
         "{} keeps changing; save it again",
         target::shown(key)
     )))
-}
-
-fn parse(draft: &str, key: &Key) -> Result<Object, CtlError> {
-    let refused = |refusals: read::Refusals| {
-        let lines = refusals.to_string();
-        CtlError::Refused(lines.lines().map(str::to_owned).collect())
-    };
-    let manifests = read::manifests("edited", draft.as_bytes()).map_err(refused)?;
-    let [manifest] = manifests.as_slice() else {
-        let message = format!("one object is edited, {} are in the file", manifests.len());
-        return Err(CtlError::refused(message));
-    };
-    let mut object = manifest.object.clone();
-    model::default::object(&mut object);
-    if object::key(&object) != *key {
-        let message = format!(
-            "kind, namespace and name stay: this is not {}",
-            target::shown(key)
-        );
-        return Err(CtlError::refused(message));
-    }
-    Ok(object)
 }
 
 /// What is edited: not the status, which is the cluster's.
@@ -205,22 +183,5 @@ impl Draft {
     fn remove(&self) -> Result<(), CtlError> {
         let removed = std::fs::remove_file(&self.path);
         removed.map_err(CtlError::io(format!("failed to remove {}", self.path.display())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_edited_stays_one_object_of_its_name() {
-        let key = target::key(model::Kind::ConfigMap, "default", "a".to_owned());
-        let map = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
-        assert_eq!(object::key(&parse(&map("a"), &key).unwrap()), key);
-        assert!(parse(&map("b"), &key).is_err());
-        assert!(parse(&format!("{}---\n{}", map("a"), map("c")), &key).is_err());
-        let refused = parse(&map("a").replace("name:", "nmae:"), &key).unwrap_err();
-        assert!(refused.to_string().contains("did you mean"), "{refused}");
-        assert!(comments(&[refused.to_string()]).starts_with("# refused: edited:3:"));
     }
 }

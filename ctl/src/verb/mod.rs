@@ -21,6 +21,7 @@ pub(crate) mod inspect;
 pub(crate) mod label;
 pub(crate) mod logs;
 pub(crate) mod members;
+pub(crate) mod patch;
 pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod scale;

@@ -13,6 +13,7 @@ mod kind;
 pub mod merge;
 pub mod name;
 pub mod object;
+pub mod patch;
 pub mod quantity;
 pub mod read;
 mod schema;

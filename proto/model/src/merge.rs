@@ -63,7 +63,7 @@ const UNIONS: [&str; 7] = [
 /// Of the metadata what people write; the rest is the cluster's and is taken as given, to be checked.
 const META: [&str; 4] = ["labels", "annotations", "ownerReferences", "finalizers"];
 /// The list that is a set: each word of it somebody's own (Kubernetes' `listType: set`).
-const SET: &str = "bulkhead.v1.ObjectMeta.finalizers";
+pub(crate) const SET: &str = "bulkhead.v1.ObjectMeta.finalizers";
 
 /// What is known of the fields that a manifest does not mention.
 #[derive(Clone, Copy, Debug, Default)]
