@@ -273,7 +273,6 @@ fn pods_of_a_lost_node_are_replaced_and_stay_for_their_finalizers() {
     let revision = cluster.state.revision();
     let world = World {
         leases: [("n2".to_owned(), Lease::Live)].into(),
-        ..World::default()
     };
     assert_eq!(commands(&cluster.state, cluster.now, &world), []);
     assert_eq!(cluster.state.revision(), revision);
