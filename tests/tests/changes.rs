@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Cluster, can_run, wait_for};
+use tests::{Cluster, can_run, kernel, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -233,13 +233,39 @@ fn an_object_waits_for_its_finalizers() {
     assert!(before.is_string(), "{before}");
     // Who had put it in takes it out.
     cluster.apply(&map("a", "one"));
-    let gone = cluster.ctl(&["get", "configmap/a"]);
-    assert!(
-        gone.stderr.contains("not found"),
-        "{}{}",
-        gone.stdout,
-        gone.stderr
+    let gone = |object: &str| {
+        let gone = cluster.ctl(&["get", object]);
+        assert!(
+            gone.stderr.contains("not found"),
+            "{}{}",
+            gone.stdout,
+            gone.stderr
+        );
+    };
+    gone("configmap/a");
+
+    // A pod's containers end all the same, and its node is not troubled with it again.
+    cluster.import_hello();
+    cluster.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: kept, finalizers: [example.com/backup]}\nspec:\n  \
+         terminationGracePeriodSeconds: 1\n  containers: [{name: main, image: 'hello:1', command: [sleep, '3600']}]\n",
     );
+    let processes = cluster.first_processes(&cluster.ready("kept"));
+    cluster.ok(&["delete", "pod/kept", "--no-wait"]);
+    let ended = || {
+        wait_for("the pod to end", MINUTE, || {
+            let failed = shown(&cluster, "pod/kept", "/status/phase") == "Failed";
+            let runs = processes.iter().any(|pid| kernel::runs(*pid));
+            (failed && !runs).then_some(())
+        });
+    };
+    ended();
+    cluster.kill("node-1");
+    cluster.bring_up();
+    ended();
+    let word = r#"{"metadata": {"finalizers": null}}"#;
+    cluster.ok(&["patch", "pod/kept", "-p", word]);
+    gone("pod/kept");
 }
 
 #[test]
