@@ -27,6 +27,8 @@ const SOCKET: &str = "notify";
 const USUAL: &str = "/run/notify";
 /// Largest datagram: what systemd itself takes (PIPE_BUF).
 const DATAGRAM_BYTES_MAX: usize = 4096;
+/// Datagrams read in a row: whoever sends without end must not keep us from all else. The kernel queues ten.
+const AT_ONCE: usize = 16;
 /// How long the manager may take to read what came before.
 const TELL_WAIT: Duration = Duration::from_secs(5);
 
@@ -148,8 +150,11 @@ fn bind(directory: &Path) -> io::Result<UnixDatagram> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let socket = UnixDatagram::bind(&path)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+    // For any of its users, from the beginning: by its name it would be changed later whatever has taken its place.
+    let umask = sys::path::umask(0);
+    let socket = UnixDatagram::bind(&path);
+    sys::path::umask(umask);
+    let socket = socket?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -169,18 +174,25 @@ impl AsFd for Notify {
 }
 
 impl Notify {
-    /// Reads what has come; once the program is ready the manager is told, also of the process to watch when that is not us
-    /// any more. Whether it was so.
-    pub(super) fn pass_on(&self, main: Option<i32>) -> io::Result<bool> {
+    /// Reads what has come: whether the program has said that it is ready.
+    fn heard(&self) -> io::Result<bool> {
         let mut bytes = [0; DATAGRAM_BYTES_MAX];
-        loop {
+        for _ in 0..AT_ONCE {
             match self.socket.recv(&mut bytes) {
-                Ok(count) if is_ready(&bytes[..count]) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Ok(count) if is_ready(&bytes[..count]) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(_) | Err(_) => {}
             }
+        }
+        Ok(false)
+    }
+
+    /// Once the program is ready the manager is told, also of the process to watch when that is not us any more. Whether it
+    /// was so.
+    pub(super) fn pass_on(&self, main: Option<i32>) -> io::Result<bool> {
+        if !self.heard()? {
+            return Ok(false);
         }
         if let Err(error) = self.tell(main) {
             // The program runs all the same.
