@@ -35,6 +35,7 @@ use crate::{garbage, idmap, ledger, renew, wiring};
 
 /// How long pods' actors wait for a network that is likely to stand already.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -24,7 +24,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures_util::{Stream, StreamExt, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-
 use prometheus_client::metrics::histogram::Histogram;
 
 use self::index::Index;

@@ -3,26 +3,8 @@
 use model::object::{from, meta, meta_mut};
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{DeleteOp, Remove};
-use proto::v1::OwnerReference;
-use state::plan::{World, commands};
-use state::{State, invariant};
 
 use crate::support::*;
-
-/// Carries out what the plans say until they say nothing.
-fn settle(state: &mut State) {
-    for _ in 0..50 {
-        let commands = commands(state, 100_000, &World::default());
-        if commands.is_empty() {
-            return;
-        }
-        for command in commands {
-            state.apply(&command);
-            invariant::check(state).unwrap();
-        }
-    }
-    panic!("the plans never rest");
-}
 
 fn delete_with(kind: &str, name: &str, propagation: &str, grace: Option<i32>) -> Op {
     let delete = DeleteOp {
@@ -32,18 +14,6 @@ fn delete_with(kind: &str, name: &str, propagation: &str, grace: Option<i32>) ->
         ..Default::default()
     };
     Op::Delete(delete)
-}
-
-fn owned(name: &str, owner: &str) -> proto::v1::Object {
-    let mut object = config(name, "1");
-    meta_mut(&mut object).owner_references = vec![OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "ConfigMap".to_owned(),
-        name: owner.to_owned(),
-        uid: uid(owner),
-        ..Default::default()
-    }];
-    object
 }
 
 #[test]

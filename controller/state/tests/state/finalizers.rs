@@ -1,11 +1,10 @@
 //! Finalizers: what is to go stays until everybody has done his part.
 
 use model::object::{from, meta, meta_mut};
-use proto::state::v1::command::Kind as Body;
 use proto::state::v1::command_reply::Reply;
 use proto::state::v1::operation::Operation as Op;
-use proto::state::v1::{Apply, DeleteOp, RaiseLevel};
-use proto::v1::{Object, OwnerReference};
+use proto::state::v1::{Apply, DeleteOp};
+use proto::v1::Object;
 use state::plan::{Lease, World, commands};
 use state::{Happened, SCHEMA_LEVEL, State, invariant};
 
@@ -14,18 +13,6 @@ use crate::support::*;
 
 fn kept(mut object: Object, finalizers: &[&str]) -> Object {
     meta_mut(&mut object).finalizers = finalizers.iter().map(|name| (*name).to_owned()).collect();
-    object
-}
-
-fn owned(name: &str, owner: &str) -> Object {
-    let mut object = config(name, "1");
-    meta_mut(&mut object).owner_references = vec![OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "ConfigMap".to_owned(),
-        name: owner.to_owned(),
-        uid: uid(owner),
-        ..Default::default()
-    }];
     object
 }
 
@@ -39,13 +26,8 @@ fn foreground(kind: &str, name: &str) -> Op {
 
 fn newest() -> State {
     let mut state = cluster();
-    raise(&mut state);
+    raise(&mut state, SCHEMA_LEVEL);
     state
-}
-
-fn raise(state: &mut State) {
-    let raise = RaiseLevel { level: SCHEMA_LEVEL };
-    applied(&state.apply(&command(1, Body::RaiseLevel(raise))));
 }
 
 fn finalizers(state: &State, kind: &str, name: &str) -> Vec<String> {
@@ -54,21 +36,6 @@ fn finalizers(state: &State, kind: &str, name: &str) -> Vec<String> {
 
 fn is_there(state: &State, kind: &str, name: &str) -> bool {
     state.get(&key(kind, name)).is_some()
-}
-
-/// Carries out what the plans say until they say nothing.
-fn settle(state: &mut State) {
-    for _ in 0..50 {
-        let commands = commands(state, 100_000, &World::default());
-        if commands.is_empty() {
-            return;
-        }
-        for command in commands {
-            state.apply(&command);
-            invariant::check(state).unwrap();
-        }
-    }
-    panic!("the plans never rest");
 }
 
 #[test]
@@ -189,7 +156,7 @@ fn below_level_5_the_foreground_is_a_mark_alone() {
     settle(&mut state);
     assert!(finalizers(&state, "ConfigMap", "a").is_empty());
     // One that was marked before the level rose is still what it was.
-    raise(&mut state);
+    raise(&mut state, SCHEMA_LEVEL);
     applied(&state.apply(&gone(4, "q", "n1")));
     settle(&mut state);
     assert!(!is_there(&state, "ConfigMap", "a"));
@@ -220,7 +187,7 @@ fn a_pod_ends_on_its_node_and_stays_for_its_finalizers() {
     let named = |name: &str| kept(from(pod(name)), &["example.com/a"]);
     run(&mut state, 1, vec![put(named("bound")), put(named("free"))]);
     run(&mut state, 2, vec![bind("bound", "n1")]);
-    raise(&mut state);
+    raise(&mut state, SCHEMA_LEVEL);
     run(&mut state, 3, vec![delete("Pod", "bound"), delete("Pod", "free")]);
     let refusal = refused(&state.apply(&transaction(4, vec![bind("free", "n1")])));
     assert_eq!(refusal.0, "Conflict");
@@ -245,7 +212,7 @@ fn a_pod_ends_on_its_node_and_stays_for_its_finalizers() {
 #[test]
 fn pods_of_a_lost_node_are_replaced_and_stay_for_their_finalizers() {
     let mut cluster = Cluster::new(&["n1", "n2"]);
-    raise(&mut cluster.state);
+    raise(&mut cluster.state, SCHEMA_LEVEL);
     let mut web = deployment("web", 2, "web:1");
     let template = web.spec.as_mut().unwrap().template.as_mut().unwrap();
     template.metadata.get_or_insert_default().finalizers = vec!["example.com/a".to_owned()];

@@ -19,10 +19,6 @@ fn with_token(name: &str) -> Pod {
     }
 }
 
-fn raise(state: &mut State, level: u32) {
-    applied(&state.apply(&command(1, Body::RaiseLevel(RaiseLevel { level }))));
-}
-
 fn agent_of_level(name: &str, level: u32) -> proto::state::v1::Command {
     let info = NodeSystemInfo {
         schema_level: level,

@@ -5,7 +5,7 @@ use model::object::{from, meta};
 use proptest::prelude::*;
 use proto::state::v1::command::Kind as Body;
 use proto::state::v1::token_change::Change;
-use proto::state::v1::{ClusterSettings, Command, RaiseLevel, Restore, Token, TokenChange};
+use proto::state::v1::{ClusterSettings, Command, Restore, Token, TokenChange};
 use proto::v1::object::Object as Any;
 use proto::v1::{Node, Object, Pod, PodStatus};
 use state::{REVISION_JUMP, State, invariant};
@@ -479,7 +479,7 @@ proptest! {
             old.apply(command);
         }
         let mut target = new_cluster();
-        target.apply(&command(1, Body::RaiseLevel(RaiseLevel { level: old.level() })));
+        raise(&mut target, old.level());
         let new = restored_into(target, &old);
         prop_assert!(new.revision() >= old.revision() + REVISION_JUMP);
         for kind in Kind::ALL {

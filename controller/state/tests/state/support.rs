@@ -8,14 +8,16 @@ use proto::state::v1::command_reply::Reply;
 use proto::state::v1::operation::Operation as Op;
 use proto::state::v1::{
     Bind, ClusterSettings, Command, DeleteOp, Key, NodeJoin, NodeStatusUpdate, Operation, PodStatusUpdate,
-    Put, SetStatus, StatusBatch, Transaction,
+    Put, RaiseLevel, SetStatus, StatusBatch, Transaction,
 };
 use proto::v1::object::Object as Any;
 use proto::v1::{
     Condition, ConfigMap, Container, Deployment, DeploymentSpec, LabelSelector, Namespace, Node, NodeStatus,
-    Object, ObjectMeta, Pod, PodSpec, PodStatus, PodTemplateSpec, Quantity, ResourceRequirements,
+    Object, ObjectMeta, OwnerReference, Pod, PodSpec, PodStatus, PodTemplateSpec, Quantity,
+    ResourceRequirements,
 };
-use state::{Outcome, State};
+use state::plan::{World, commands};
+use state::{Outcome, State, invariant};
 
 pub(crate) fn time(millis: i64) -> Timestamp {
     Timestamp {
@@ -296,7 +298,7 @@ pub(crate) fn refused(outcome: &Outcome) -> (String, String) {
 pub(crate) fn run(state: &mut State, now: i64, operations: Vec<Op>) -> Outcome {
     let outcome = state.apply(&transaction(now, operations));
     applied(&outcome);
-    state::invariant::check(state).unwrap();
+    invariant::check(state).unwrap();
     outcome
 }
 
@@ -345,4 +347,37 @@ pub(crate) fn make_ready(state: &mut State, name: &str) {
         ..Default::default()
     };
     run(state, 0, vec![Op::SetStatus(set)]);
+}
+
+/// Every member knows that much from now on.
+pub(crate) fn raise(state: &mut State, level: u32) {
+    applied(&state.apply(&command(1, Body::RaiseLevel(RaiseLevel { level }))));
+}
+
+/// Carries out what the plans say until they say nothing.
+pub(crate) fn settle(state: &mut State) {
+    for _ in 0..50 {
+        let commands = commands(state, 100_000, &World::default());
+        if commands.is_empty() {
+            return;
+        }
+        for command in commands {
+            state.apply(&command);
+            invariant::check(state).unwrap();
+        }
+    }
+    panic!("the plans never rest");
+}
+
+/// A ConfigMap that belongs to another one.
+pub(crate) fn owned(name: &str, owner: &str) -> Object {
+    let mut object = config(name, "1");
+    model::object::meta_mut(&mut object).owner_references = vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "ConfigMap".to_owned(),
+        name: owner.to_owned(),
+        uid: uid(owner),
+        ..Default::default()
+    }];
+    object
 }
